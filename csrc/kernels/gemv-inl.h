@@ -1,11 +1,10 @@
-// Gemv: out[r] = weights[r] . x of one token, straight from the blocks; float types of any number.
+// Gemv: out[r] = weights[r] . x of one token, straight from the blocks.
 //
 // Order of additions, the same for every number of rows, tokens and threads, and in
-// few_tokens-inl.h and gemm-inl.h.
-// Quantised formats: for each group of 256 weights in turn, a lane for each 32 (or 16) weights
-// takes their exact sum times its scale, then their offset; floats: 16 lanes over K. At the end the
-// lanes are added by one tree. So a token's result is the same bits alone or in a batch, and AVX2,
-// AVX-512 and AMX agree bit for bit.
+// few_tokens-inl.h and gemm-inl.h: for each group of 256 weights in turn, a lane for each 32 (or
+// 16) weights takes their exact sum times its scale, then their offset. At the end the lanes are
+// added by one tree. So a token's result is the same bits alone or in a batch, and AVX2, AVX-512
+// and AMX agree bit for bit.
 #pragma once
 
 #include <string.h>
@@ -144,14 +143,14 @@ struct GroupSums {
 
 // Brings what is read kFetchBytes later into the cache: the hardware's own fetching stops at every
 // page and does not keep up with a core. After the last row that is args.next.
-constexpr int64_t kFetchBytes = 2048;
+constexpr int64_t kFetchBytes = 8192;
 
 template <int64_t Bytes>
 HM_INLINE void fetch_ahead(const MatmulArgs& args, const void* p) {
   const uint8_t* ahead = static_cast<const uint8_t*>(p) + kFetchBytes;
   const uint8_t* end = args.weights + args.num_rows * args.row_bytes;
   if (ahead >= end) ahead = args.next + (ahead - end);
-  for (int64_t i = 0; i < Bytes; i += 64) Simd::Panel::fetch(ahead + i);
+  for (int64_t i = 0; i < Bytes; i += 64) Simd::Panel::fetch_near(ahead + i);
 }
 
 // All bits in the lanes of a group's first `weights`.
@@ -205,101 +204,6 @@ void gemv_groups(const MatmulArgs& args, int64_t token) {
     }
     args.out[token * args.out_stride + r] = Group::Lanes::reduce(sums.lanes);
   }
-}
-
-// Weights that a vector load widens to floats.
-struct FloatsF32 {
-  using Element = float;
-  static HM_INLINE Simd::F16 load(const float* p) { return Simd::load(p); }
-};
-
-struct FloatsF16 {
-  using Element = uint16_t;
-  static HM_INLINE Simd::F16 load(const uint16_t* p) { return Simd::load_half(p); }
-};
-
-struct FloatsBF16 {
-  using Element = uint16_t;
-  static HM_INLINE Simd::F16 load(const uint16_t* p) { return Simd::load_bf16(p); }
-};
-
-// Sums of R rows times N tokens: enough of them to hide an FMA's latency, each weight widened once
-// for N tokens, each activation loaded once for R rows.
-template <class Floats, int R, int N>
-struct FloatSums {
-  using Element = typename Floats::Element;
-  Simd::F16 lanes[R][N];
-
-  HM_INLINE void add(const Element* const (&w)[R], const float* const (&x)[N], int64_t at) {
-    Simd::F16 weights[R];
-    for (int r = 0; r < R; ++r) weights[r] = Floats::load(w[r] + at);
-    for (int t = 0; t < N; ++t) {
-      const Simd::F16 values = Simd::load(x[t] + at);
-      for (int r = 0; r < R; ++r) lanes[r][t] = Simd::fma(weights[r], values, lanes[r][t]);
-    }
-  }
-
-  // The last columns, completed by zeros; nothing is read beyond a row.
-  HM_INLINE void add_rest(const Element* const (&w)[R], const float* const (&x)[N], int64_t at,
-                          int64_t rest) {
-    Element last_w[R][16] = {};
-    float last_x[N][16] = {};
-    const Element* rows[R];
-    const float* tokens[N];
-    for (int r = 0; r < R; ++r) {
-      memcpy(last_w[r], w[r] + at, rest * sizeof(Element));
-      rows[r] = last_w[r];
-    }
-    for (int t = 0; t < N; ++t) {
-      memcpy(last_x[t], x[t] + at, rest * sizeof(float));
-      tokens[t] = last_x[t];
-    }
-    add(rows, tokens, 0);
-  }
-};
-
-// What `fetch_ahead` does, for R rows at once: after their ends come the next R.
-template <int R, class Element>
-HM_INLINE void fetch_rows(const MatmulArgs& args, const Element* const (&w)[R], int64_t at) {
-  int64_t ahead = at * static_cast<int64_t>(sizeof(Element)) + kFetchBytes;
-  if (ahead >= args.row_bytes) ahead += (R - 1) * args.row_bytes;
-  for (int r = 0; r < R; ++r) Simd::Panel::fetch((const uint8_t*)w[r] + ahead);
-}
-
-// Rows first_row.. as many as R go into.
-template <class Floats, int R, int N>
-void matmul_floats(const MatmulArgs& args, int64_t first_row, int64_t first_token) {
-  using Element = typename Floats::Element;
-  const int64_t whole = args.cols / 16 * 16, rest = args.cols - whole;
-  const float* x[N];
-  for (int t = 0; t < N; ++t) x[t] = static_cast<const float*>(args.x[first_token + t]);
-  int64_t row = first_row;
-  for (; row + R <= args.num_rows; row += R) {
-    const Element* w[R];
-    FloatSums<Floats, R, N> sums;
-    for (int r = 0; r < R; ++r) {
-      w[r] = (const Element*)(args.weights + (row + r) * args.row_bytes);
-      for (int t = 0; t < N; ++t) sums.lanes[r][t] = Simd::zero();
-    }
-    for (int64_t k = 0; k < whole; k += 16) {
-      fetch_rows<R>(args, w, k);
-      sums.add(w, x, k);
-    }
-    if (rest) sums.add_rest(w, x, whole, rest);
-    for (int t = 0; t < N; ++t) {
-      float* out = args.out + (first_token + t) * args.out_stride + row;
-      for (int r = 0; r < R; ++r) out[r] = Simd::reduce(sums.lanes[r][t]);
-    }
-  }
-  if constexpr (R > 1) matmul_floats<Floats, 1, N>(args, row, first_token);
-}
-
-template <class Floats, int N>
-void float_tiles(const MatmulArgs& args, int64_t first_token) {
-  int64_t t = first_token;
-  constexpr int rows = N == 1 ? Simd::kFloatRowsOfOneToken : Simd::kFloatRows;
-  for (; t + N <= args.num_tokens; t += N) matmul_floats<Floats, rows, N>(args, 0, t);
-  if constexpr (N > 1) float_tiles<Floats, N - 1>(args, t);
 }
 
 }  // namespace

@@ -133,11 +133,7 @@ struct GroupMXFP4 : LookedUpGroupOf<BlockMXFP4> {
 };
 
 struct GroupNVFP4 : LookedUpGroupOf<BlockNVFP4, Simd::PerHalf> {
-  HM_INLINE void load(const Block* b) {
-    float scales[16];
-    for (int g = 0; g < 16; ++g) scales[g] = ue4m3_half(b[g / 4].d[g % 4]);
-    d = Lanes::load(scales);
-  }
+  HM_INLINE void load(const Block* b) { d = Lanes::gather_e4m3_half(b->d, sizeof(Block)); }
   template <int P>
   HM_INLINE Simd::B64 codes(const Block* b) const {
     return Simd::lookup(kCodesE2M1.codes, Simd::nibbles8(b[P].qs));

@@ -14,6 +14,10 @@ using Simd = SimdAvx2;
 
 #include "kernels/codebook_gemv-inl.h"
 
+#include "kernels/ternary_digits_avx2-inl.h"
+
+#include "kernels/ternary_gemv-inl.h"
+
 #include "kernels/rounding_avx2-inl.h"
 
 #include "kernels/few_tokens-inl.h"

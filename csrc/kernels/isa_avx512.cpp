@@ -8,6 +8,10 @@
 
 #include "kernels/codebook_gemv-inl.h"
 
+#include "kernels/ternary_digits_avx512-inl.h"
+
+#include "kernels/ternary_gemv-inl.h"
+
 #include "kernels/rounding_avx512-inl.h"
 
 #include "kernels/few_tokens-inl.h"

@@ -17,6 +17,7 @@ namespace {
 struct SimdAvx2 : CodesAvx2 {
   static constexpr int kUnitRows = 1;  // that few_tokens-inl.h multiplies at once
   static constexpr int kFloatRows = 2, kFloatTokens = 3, kFloatRowsOfOneToken = 4;
+  static constexpr bool kFetchesRuns = false;
   static constexpr MatmulCosts kCosts = {7, 12, 42, 10.4};
   static constexpr int kSignedBias = 0;
 
@@ -144,6 +145,13 @@ struct SimdAvx2 : CodesAvx2 {
     static HM_INLINE Float high_nibbles(const uint8_t* p) {
       const __m128i v = _mm_srli_epi16(_mm_loadu_si128((const __m128i*)p), 4);
       return from_bytes(_mm_and_si128(v, _mm_set1_epi8(15)));
+    }
+    // Halves of unsigned E4M3 numbers: ue4m3_half of four at p, p + stride, ...
+    static HM_INLINE Float gather_e4m3_half(const uint8_t* p, int stride) {
+      const __m256i v = gather_e4m3(p, stride);
+      return mul({_mm256_cvtph_ps(_mm256_castsi256_si128(v)),
+                  _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1))},
+                 set(128.0f));
     }
     // Eight numbers, each twice.
     static HM_INLINE Float activation_scales(const float* d) {
@@ -319,6 +327,9 @@ struct SimdAvx2 : CodesAvx2 {
       transpose([=](int i) { return load_codes(rows + i * stride); }, out);
     }
     static HM_INLINE void fetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
+    static HM_INLINE void fetch_near(const uint8_t* p) {
+      _mm_prefetch((const char*)p, _MM_HINT_T0);
+    }
     static HM_INLINE void store_codes(uint8_t* p, Int v) { _mm256_store_si256((__m256i*)p, v); }
   };
 

@@ -10,6 +10,7 @@ namespace {
 struct Simd : SimdYmm {
   static constexpr int kUnitRows = 2;
   static constexpr int kFloatRows = 4, kFloatTokens = 6, kFloatRowsOfOneToken = 4;
+  static constexpr bool kFetchesRuns = true;
   static constexpr MatmulCosts kCosts = {22, 6.2, 60, 5.5};
   static constexpr int kSignedBias = 128;  // what dot_signed adds to its codes
   using F16 = __m512;
@@ -231,6 +232,9 @@ struct Simd : SimdYmm {
       const __m128i v = _mm_srli_epi16(_mm_loadu_si128((const __m128i*)p), 4);
       return to_float(_mm512_cvtepi8_epi32(_mm_and_si128(v, _mm_set1_epi8(15))));
     }
+    static HM_INLINE Float gather_e4m3_half(const uint8_t* p, int stride) {
+      return mul(_mm512_cvtph_ps(gather_e4m3(p, stride)), set(128.0f));
+    }
     static HM_INLINE Float activation_scales(const float* d) {
       const __m512i twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
       return _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_loadu_ps(d)));
@@ -390,6 +394,9 @@ struct Simd : SimdYmm {
       transpose([=](int i) { return load_codes(rows + i * stride); }, out);
     }
     static HM_INLINE void fetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
+    static HM_INLINE void fetch_near(const uint8_t* p) {
+      _mm_prefetch((const char*)p, _MM_HINT_T0);
+    }
     static HM_INLINE void store_codes(uint8_t* p, Int v) { _mm512_store_si512(p, v); }
   };
 

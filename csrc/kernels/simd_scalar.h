@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/inline.h"
+#include "formats/block_fields-inl.h"
 #include "kernels/code_tables.h"
 #include "kernels/half_scalar.h"
 #include "kernels/kernel_table.h"
@@ -16,6 +17,7 @@ namespace {
 struct Simd {
   static constexpr int kUnitRows = 0;  // none
   static constexpr int kFloatRows = 1, kFloatTokens = 1, kFloatRowsOfOneToken = 1;
+  static constexpr bool kFetchesRuns = false;
   static constexpr MatmulCosts kCosts = {0, 1, 0, 1};
   static constexpr int kSignedBias = 0;
 
@@ -292,6 +294,11 @@ struct Simd {
       }
       return r;
     }
+    static HM_INLINE Float gather_e4m3_half(const uint8_t* p, int stride) {
+      Float r;
+      for (int i = 0; i < Lanes; ++i) r.v[i] = ue4m3_half(p[i / 4 * stride + i % 4]);
+      return r;
+    }
     static HM_INLINE Float activation_scales(const float* d) {
       Float r;
       for (int i = 0; i < Lanes; ++i) r.v[i] = d[i * 8 / Lanes];
@@ -364,6 +371,7 @@ struct Simd {
       return r;
     }
     static HM_INLINE void fetch(const uint8_t*) {}
+    static HM_INLINE void fetch_near(const uint8_t*) {}
     static HM_INLINE void store_codes(uint8_t* p, const Int& v) { memcpy(p, v.v, sizeof v.v); }
     static HM_INLINE Float add(const Float& a, const Float& b) {
       Float r;

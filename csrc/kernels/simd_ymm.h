@@ -34,6 +34,15 @@ struct SimdYmm {
     _mm_storeu_si128((__m128i*)out, _mm256_cvtps_ph(w, _MM_FROUND_TO_NEAREST_INT));
   }
 
+  // Unsigned E4M3 numbers, 2^-8 as large, as binary16: four at p, p + stride, ... The NaN is zero.
+  static HM_INLINE __m256i gather_e4m3(const uint8_t* p, int stride) {
+    const auto at = [=](int i) { return *(const int32_t*)(p + i * stride); };
+    const __m128i bytes = _mm_set_epi32(at(3), at(2), at(1), at(0));
+    const __m128i is_nan = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(0x7f));
+    const __m256i words = _mm256_cvtepu8_epi16(_mm_andnot_si128(is_nan, bytes));
+    return _mm256_slli_epi16(_mm256_and_si256(words, _mm256_set1_epi16(0x7f)), 7);
+  }
+
   // A lane per block of 32.
   struct PerBlockYmm {
     static constexpr int kLanes = 8;

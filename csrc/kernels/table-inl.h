@@ -6,6 +6,7 @@
 #include "kernels/attention-inl.h"
 #include "kernels/elementwise-inl.h"
 #include "kernels/expanded_attention-inl.h"
+#include "kernels/float_matmul-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/gemv-inl.h"
 #include "kernels/ik_groups-inl.h"
@@ -24,11 +25,6 @@ void matmul_quantized(const MatmulArgs& args) {
     if (args.num_tokens > 1) return few_tokens<Type>(args);
   }
   for (int64_t t = 0; t < args.num_tokens; ++t) gemv_groups<Type>(args, t);
-}
-
-template <class Floats>
-void matmul_float(const MatmulArgs& args) {
-  float_tiles<Floats, Simd::kFloatTokens>(args, 0);
 }
 
 template <class Group>

@@ -67,6 +67,13 @@ HM_FROM_HALVES(cvtepu8_epi64, __m128i, _mm_srli_si128(v, 4))
   emulated_join(_mm256_srai_epi32(_mm512_castsi512_si256(v), (n)), \
                 _mm256_srai_epi32(_mm512_extracti64x4_epi64(v, 1), (n)))
 
+static inline __m512i emulated_mulhi_epu16(__m512i a, __m512i b) {
+  return emulated_join(
+      _mm256_mulhi_epu16(_mm512_castsi512_si256(a), _mm512_castsi512_si256(b)),
+      _mm256_mulhi_epu16(_mm512_extracti64x4_epi64(a, 1), _mm512_extracti64x4_epi64(b, 1)));
+}
+#define _mm512_mulhi_epu16 emulated_mulhi_epu16
+
 static inline __m512 emulated_cvtph_ps(__m256i v) {
   const __m512 low = _mm512_castps256_ps512(_mm256_cvtph_ps(low_half(v)));
   return _mm512_insertf32x8(low, _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1)), 1);
@@ -88,6 +95,10 @@ static inline __m512 emulated_cvtepi32_ps(__m512i v) {
 #include "kernels/codebook_gemv_avx512-inl.h"
 
 #include "kernels/codebook_gemv-inl.h"
+
+#include "kernels/ternary_digits_avx512-inl.h"
+
+#include "kernels/ternary_gemv-inl.h"
 
 #include "kernels/rounding_avx512-inl.h"
 

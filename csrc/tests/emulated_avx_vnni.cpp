@@ -23,6 +23,10 @@ static inline __m256i emulated_dpbusd(__m256i sum, __m256i w, __m256i x) {
 
 #include "kernels/codebook_gemv-inl.h"
 
+#include "kernels/ternary_digits_avx2-inl.h"
+
+#include "kernels/ternary_gemv-inl.h"
+
 #include "kernels/rounding_avx2-inl.h"
 
 #include "kernels/few_tokens-inl.h"

@@ -106,6 +106,28 @@ def test_threads_do_not_change_a_bit(restore_threads: None, kind: GGMLQuantizati
     assert all(torch.equal(results[0], result) for result in results[1:])
 
 
+def every_byte(kind: QuantType) -> QuantMatrix:
+    """Row i: codes (TQ1_0) or scales (NVFP4) of a group are all the byte i."""
+    if kind is QuantType.TQ1_0:
+        one = np.frombuffer(np.float16(1.0).tobytes(), np.uint8)
+        data = np.hstack(
+            [np.arange(256, dtype=np.uint8)[:, None].repeat(52, 1), np.tile(one, (256, 1))]
+        )
+    else:
+        codes = np.random.default_rng(0).integers(0, 256, (256, 4, 32), np.uint8)
+        scales = np.arange(256, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
+        data = np.concatenate([scales, codes], 2)
+    return QuantMatrix(np.ascontiguousarray(data).reshape(-1), kind, 1, 256, 256)
+
+
+@pytest.mark.parametrize("kind", [QuantType.TQ1_0, QuantType.NVFP4], ids=lambda kind: kind.name)
+def test_every_byte_is_multiplied_as_it_decodes(each_exact_isa: str, kind: QuantType) -> None:
+    w = every_byte(kind)
+    for tokens in (1, 3, 11):
+        x = activations(tokens, 256)
+        check_linear(x, w, ops.linear(x, w))
+
+
 @pytest.mark.skipif(len(isa.supported()) < 3, reason="no two vector instruction sets here")
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 def test_vector_instruction_sets_agree_bit_for_bit(kind: GGMLQuantizationType) -> None:
