@@ -1,6 +1,7 @@
 #include "formats/codebooks.h"
 
 #include "formats/code_planes.h"
+#include "formats/joined_codebooks.h"
 
 namespace hm {
 
@@ -82,6 +83,19 @@ consteval SortedCodePlanes sorted_planes(const uint16_t (&packed)[2048]) {
   return book;
 }
 
+constexpr Codebook<uint64_t, 2048> low_first(const Codebook<uint64_t, 2048>& book) {
+  Codebook<uint64_t, 2048> result{};
+  for (int n = 0; n < 2048; ++n) result.entry[8 * (n % 256) + n / 256] = book.entry[n];
+  return result;
+}
+
+template <int N>
+constexpr Codebook<uint64_t, N> in_upper_halves(const Codebook<uint32_t, N>& book) {
+  Codebook<uint64_t, N> result{};
+  for (int n = 0; n < N; ++n) result.entry[n] = static_cast<uint64_t>(book.entry[n]) << 32;
+  return result;
+}
+
 constexpr Codebook<uint8_t, 128> signs_with_parity() {
   Codebook<uint8_t, 128> book{};
   for (int index = 0; index < 128; ++index) {
@@ -103,6 +117,12 @@ constexpr int8_t kIQ3_S[8] = {1, 3, 5, 7, 9, 11, 13, 15};
 constinit const Codebook<uint64_t, 2048> kCodebookIQ1 = expand<uint64_t>(kPackedIQ1, kTernary);
 constinit const Codebook<uint64_t, 2048> kCodebookBiasedIQ1 =
     expand<uint64_t>(kPackedIQ1, kBiasedTernary);
+constinit const Codebook<uint64_t, 2048> kCodebookLowFirstIQ1 =
+    low_first(expand<uint64_t>(kPackedIQ1, kBiasedTernary));
+constinit const Codebook<uint64_t, 256> kCodebookUpperIQ3_XXS =
+    in_upper_halves(expand<uint32_t>(kPackedIQ3_XXS, kIQ3_XXS));
+constinit const Codebook<uint64_t, 512> kCodebookUpperIQ3_S =
+    in_upper_halves(expand<uint32_t>(kPackedIQ3_S, kIQ3_S));
 constinit const Codebook<uint64_t, 256> kCodebookIQ2_XXS = expand<uint64_t>(kPackedIQ2_XXS, kIQ2);
 constinit const Codebook<uint64_t, 512> kCodebookIQ2_XS = expand<uint64_t>(kPackedIQ2_XS, kIQ2);
 constinit const Codebook<uint64_t, 1024> kCodebookIQ2_S = expand<uint64_t>(kPackedIQ2_S, kIQ2);

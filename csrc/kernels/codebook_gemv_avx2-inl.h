@@ -1,18 +1,16 @@
 // Groups of the IQ1, IQ2 and IQ3 types for gemv in AVX2, strided: see gemv-inl.h. Entries are
-// loaded 8 (or 4) bytes at a time; indices, signs and scales are made by vectors.
+// loaded 8 (or 4) bytes at a time; indices, signs and scales are made by vectors. Products are
+// those of codebook_rows_avx2-inl.h.
 #pragma once
 
+#include "formats/joined_codebooks.h"
 #include "kernels/codebook_groups-inl.h"
 #include "kernels/codebook_parts_avx2-inl.h"
+#include "kernels/codebook_rows_avx2-inl.h"
 #include "kernels/gemv-inl.h"
 
 namespace hm {
 namespace {
-
-template <class Block, class Lanes>
-struct StridedGroupOf : GroupOf<Block, Lanes> {
-  static constexpr bool kSignsApart = false;
-};
 
 // 32 bytes -> words.
 HM_INLINE Simd::B64 words_of(const uint8_t* p) {
@@ -20,10 +18,11 @@ HM_INLINE Simd::B64 words_of(const uint8_t* p) {
           _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p + 1))};
 }
 
-// scale (2 s + 1)
+// scale (2 s + 1): exact
 HM_INLINE __m256 odd_scales8(float scale, __m256i s) {
-  const __m256i odd = _mm256_add_epi32(_mm256_add_epi32(s, s), _mm256_set1_epi32(1));
-  return _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_cvtepi32_ps(odd));
+  const __m256 odd =
+      _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_set1_ps(2.0f), _mm256_set1_ps(1.0f));
+  return _mm256_mul_ps(_mm256_set1_ps(scale), odd);
 }
 
 // The same for 16 nibbles, low first.
@@ -46,24 +45,30 @@ HM_INLINE __m256i four_entries(const uint64_t* a, const uint64_t* b, const uint6
   return _mm256_set_m128i(two(c, d), two(a, b));
 }
 
-// Entries V of the blocks.
-template <int V, class Indices>
-HM_INLINE Simd::B64 entries_at(const uint64_t* table, const Indices& index) {
-  const auto at = [&](int block) { return table + index.template get<V>(block); };
-  return {four_entries(at(0), at(1), at(2), at(3)), four_entries(at(4), at(5), at(6), at(7))};
+// Entries V of half H of the blocks.
+template <int V, int H, class Indices>
+HM_INLINE __m256i entries_at(const uint64_t* table, const Indices& index) {
+  const auto at = [&](int block) { return table + index.template get<V>(4 * H + block); };
+  return four_entries(at(0), at(1), at(2), at(3));
 }
 
-// The same of entries of four codes: 2 V and 2 V + 1 of four blocks. `at` gives an entry's index.
+// The same of entries of four codes, two of each of four blocks, whose indices at(block) gives.
+// `upper` has them 32 bits higher: half of the pairs are joined by scalar code, whose loads are
+// four a cycle.
 template <class At>
-HM_INLINE __m256i pairs_at(const uint32_t* table, At at) {
+HM_INLINE __m256i four_pairs_at(const uint32_t* table, const uint64_t* upper, At at) {
   const auto two_blocks = [&](int b) {
-    const auto entry = [&](int block, int n) { return static_cast<int>(table[at(block, n)]); };
-    return _mm_setr_epi32(entry(b, 0), entry(b, 1), entry(b + 1, 0), entry(b + 1, 1));
+    const Pair i = at(b), j = at(b + 1);
+    uint64_t pair = table[i.first] | upper[i.second];
+    forget_scalar(pair);  // not moved apart
+    __m128i v = _mm_cvtsi64_si128(static_cast<int64_t>(pair));
+    v = _mm_insert_epi32(v, static_cast<int>(table[j.first]), 2);
+    return _mm_insert_epi32(v, static_cast<int>(table[j.second]), 3);
   };
   return _mm256_set_m128i(two_blocks(2), two_blocks(0));
 }
-
-struct StridedIQ2_XXS : SignIndicesOf<BlockIQ2_XXS> {
+struct StridedIQ2_XXSHalves : SignIndicesOf<BlockIQ2_XXS> {
+  static constexpr int kMost = 43;
   HM_INLINE void load(const Block* b) {
     const __m256 low = _mm256_castsi256_ps(load_half(b->qs, 0));
     const __m256 high = _mm256_castsi256_ps(load_half(b->qs, 1));
@@ -72,29 +77,36 @@ struct StridedIQ2_XXS : SignIndicesOf<BlockIQ2_XXS> {
     const __m256i in_order = _mm256_permute4x64_epi64(words, 0xd8);
     d = odd_scales8(half_to_float(b->d) * 0.125f, _mm256_srli_epi32(in_order, 28));
   }
-  template <int V>
-  HM_INLINE Simd::B64 codes(const Block* b) const {
-    const auto* qs = (const uint8_t*)b->qs + V;
-    const auto at = [&](int block) { return kCodebookIQ2_XXS.entry + qs[8 * block]; };
-    return {four_entries(at(0), at(1), at(2), at(3)), four_entries(at(4), at(5), at(6), at(7))};
+  template <int V, int H>
+  HM_INLINE __m256i half_codes(const Block* b) const {
+    const auto* qs = (const uint8_t*)b->qs + 32 * H + V;
+    const auto at = [=](int block) { return kCodebookIQ2_XXS.entry + qs[8 * block]; };
+    return four_entries(at(0), at(1), at(2), at(3));
   }
 };
 
-struct StridedIQ2_XS : SignsApartOf<BlockIQ2_XS, Simd::PerHalf> {
+struct StridedIQ2_XXS : HalvesOf<StridedIQ2_XXSHalves> {};
+
+struct StridedIQ2_XSHalves : SignsApartOf<BlockIQ2_XS, Simd::PerHalf> {
+  static constexpr int kMost = 43;
   HM_INLINE void load(const Block* b) {
     const __m256i low = load_half(b->qs, 0), high = load_half(b->qs, 1);
     sign_bytes = {with_parity(_mm256_srli_epi16(low, 9)), with_parity(_mm256_srli_epi16(high, 9))};
     d = odd_scales16(half_to_float(b->d) * 0.125f, b->scales);
   }
-  template <int V>
-  HM_INLINE Simd::B64 codes(const Block* b) const {
-    const auto at = [&](int block) { return kCodebookIQ2_XS.entry + (b->qs[4 * block + V] & 511); };
-    return {four_entries(at(0), at(1), at(2), at(3)), four_entries(at(4), at(5), at(6), at(7))};
+  template <int V, int H>
+  HM_INLINE __m256i half_codes(const Block* b) const {
+    const uint16_t* qs = b->qs + 16 * H + V;
+    const auto at = [=](int block) { return kCodebookIQ2_XS.entry + (qs[4 * block] & 511); };
+    return four_entries(at(0), at(1), at(2), at(3));
   }
 };
 
+struct StridedIQ2_XS : HalvesOf<StridedIQ2_XSHalves> {};
+
 template <class Indices>
 struct StridedIQ2_SOf : SignBytesOf<BlockIQ2_S, Simd::PerHalf> {
+  static constexpr int kMost = 43;
   Indices index;
 
   static HM_INLINE Simd::B64 indices(const Block* b, int) {
@@ -116,31 +128,38 @@ struct StridedIQ2_SOf : SignBytesOf<BlockIQ2_S, Simd::PerHalf> {
     set_signs(b->signs);
     d = odd_scales16(half_to_float(b->d) * 0.125f, b->scales);
   }
-  template <int V>
-  HM_INLINE Simd::B64 codes(const Block*) const {
-    return entries_at<V>(kCodebookIQ2_S.entry, index);
+  template <int V, int H>
+  HM_INLINE __m256i half_codes(const Block*) const {
+    return entries_at<V, H>(kCodebookIQ2_S.entry, index);
   }
 };
 
 struct StridedIQ2_S : IndexedGroup<StridedIQ2_SOf, 32> {};
 
-struct StridedIQ3_XXS : SignIndicesOf<BlockIQ3_XXS> {
+struct StridedIQ3_XXSHalves : SignIndicesOf<BlockIQ3_XXS> {
+  static constexpr int kMost = 62;
   HM_INLINE void load(const Block* b) {
     const __m256i words = load_half(b->words, 0);
     set_signs(_mm256_permute4x64_epi64(words, 0xd8));
     d = odd_scales8(half_to_float(b->d) * 0.25f, _mm256_srli_epi32(words, 28));
   }
-  template <int V>
-  HM_INLINE Simd::B64 codes(const Block* b) const {
-    const auto half = [&](const uint8_t* qs) {
-      return pairs_at(kCodebookIQ3_XXS.entry, [&](int block, int n) { return qs[8 * block + n]; });
+  template <int V, int H>
+  HM_INLINE __m256i half_codes(const Block* b) const {
+    const uint8_t* qs = b->qs + 32 * H + 2 * V;
+    const auto at = [=](int block) {
+      uint32_t two = load_u16(qs + 8 * block);
+      forget_scalar(two);
+      return Pair{static_cast<uint8_t>(two), two >> 8};
     };
-    return {half(b->qs + 2 * V), half(b->qs + 32 + 2 * V)};
+    return four_pairs_at(kCodebookIQ3_XXS.entry, kCodebookUpperIQ3_XXS.entry, at);
   }
 };
 
+struct StridedIQ3_XXS : HalvesOf<StridedIQ3_XXSHalves> {};
+
 template <class Indices>
 struct StridedIQ3_SOf : SignBytesOf<BlockIQ3_S, Simd::PerBlock> {
+  static constexpr int kMost = 15;
   Indices index;
 
   static HM_INLINE Simd::B64 indices(const Block* b, int half) {
@@ -156,41 +175,43 @@ struct StridedIQ3_SOf : SignBytesOf<BlockIQ3_S, Simd::PerBlock> {
     const __m256i s = _mm256_srlv_epi32(word, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
     d = odd_scales8(half_to_float(b->d), _mm256_and_si256(s, _mm256_set1_epi32(15)));
   }
-  template <int V>
-  HM_INLINE Simd::B64 codes(const Block*) const {
-    const auto half = [&](int first) {
-      return pairs_at(kCodebookIQ3_S.entry, [&](int block, int n) {
-        return n == 0 ? index.template get<2 * V>(first + block)
-                      : index.template get<2 * V + 1>(first + block);
-      });
-    };
-    return {half(0), half(4)};
+  template <int V, int H>
+  HM_INLINE __m256i half_codes(const Block*) const {
+    const auto at = [&](int block) { return index.template two<2 * V>(4 * H + block); };
+    return four_pairs_at(kCodebookIQ3_S.entry, kCodebookUpperIQ3_S.entry, at);
   }
 };
 
 struct StridedIQ3_S : IndexedGroup<StridedIQ3_SOf, 64> {};
 
+// 16 bytes -> words, times 8: what kCodebookLowFirstIQ1's indices have of qs.
+HM_INLINE __m256i low_bytes(const uint8_t* qs, int half) {
+  return _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)qs + half)), 3);
+}
+
 // Codes are 8 c + 15; the shift of a block, -1 or 1, is that of its lane.
 template <class Indices>
 struct StridedIQ1_SOf : StridedGroupOf<BlockIQ1_S, Simd::PerBlock> {
+  static constexpr int kMost = 25;
   static constexpr int kBias = 16, kShift = 2;
   Indices index;
   __m256i shifts;  // a mask
 
+  // Low byte, then the three bits, 3 k and so on of word k of a block's four, which a product puts
+  // lowest: of word 0 the low byte is the high one for this.
   static HM_INLINE Simd::B64 indices(const Block* b, int) {
-    const __m128i eight = _mm_loadu_si128((const __m128i*)b->qh);
-    const Simd::B64 low = words_of(b->qs);
-    // Bits 3 k of word k of a word's four -> bits 8, 9, 10.
-    const auto high = [&](__m128i words) {
-      const __m256i four =
-          shuffle(_mm256_cvtepu16_epi64(words),
-                  _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 8, 9, 8, 9, 8, 9, 8, 9, 0, 1, 0, 1, 0, 1,
-                                   0, 1, 8, 9, 8, 9, 8, 9, 8, 9));
-      const __m256i low_two = _mm256_mullo_epi16(four, _mm256_set1_epi64x(0x0000000400200100));
-      const __m256i last = _mm256_srli_epi16(four, 1);
-      return _mm256_and_si256(_mm256_blend_epi16(low_two, last, 0x88), _mm256_set1_epi16(0x700));
+    const __m256i eight = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)b->qh));
+    const auto half = [&](int h) {
+      const auto word = [=](int block) {
+        const int64_t low = 2 * (4 * h + block), both = low | (low + 1) << 8;
+        return 0x0080 | low << 8 | both << 16 | both << 32 | both << 48;
+      };
+      const __m256i four = shuffle(eight, _mm256_setr_epi64x(word(0), word(1), word(2), word(3)));
+      const __m256i placed = _mm256_mulhi_epu16(four, _mm256_set1_epi64x(0x0080040020000100));
+      const __m256i high = _mm256_and_si256(placed, _mm256_set1_epi16(7));
+      return _mm256_or_si256(low_bytes(b->qs, h), high);
     };
-    return Simd::or_(low, {high(eight), high(_mm_srli_si128(eight, 8))});
+    return {half(0), half(1)};
   }
   HM_INLINE void load_rest(const Block* b) {
     const __m256i words = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)b->qh));
@@ -198,9 +219,9 @@ struct StridedIQ1_SOf : StridedGroupOf<BlockIQ1_S, Simd::PerBlock> {
     const __m256i s = _mm256_and_si256(_mm256_srli_epi32(words, 12), _mm256_set1_epi32(7));
     d = odd_scales8(half_to_float(b->d) * 0.125f, s);
   }
-  template <int V>
-  HM_INLINE Simd::B64 codes(const Block*) const {
-    return entries_at<V>(kCodebookBiasedIQ1.entry, index);
+  template <int V, int H>
+  HM_INLINE __m256i half_codes(const Block*) const {
+    return entries_at<V, H>(kCodebookLowFirstIQ1.entry, index);
   }
 };
 
@@ -216,6 +237,7 @@ struct StridedIQ1_S : IndexedGroup<StridedIQ1_SOf, 32> {
 // Codes are 8 c + 15 and 0 or 2.
 template <class Indices>
 struct StridedIQ1_MOf : StridedGroupOf<BlockIQ1_M, Simd::PerHalf> {
+  static constexpr int kMost = 25;
   static constexpr int kBias = 16;
   Indices index;
   Simd::B64 shifts;
@@ -230,9 +252,11 @@ struct StridedIQ1_MOf : StridedGroupOf<BlockIQ1_M, Simd::PerHalf> {
   }
   static HM_INLINE Simd::B64 indices(const Block* b, int) {
     const Simd::B64 words = nibbles(b);
-    const __m256i mask = _mm256_set1_epi16(0x700);
-    return Simd::or_(words_of(b->qs), {_mm256_and_si256(_mm256_srli_epi16(words.lo, 4), mask),
-                                       _mm256_and_si256(_mm256_srli_epi16(words.hi, 4), mask)});
+    const __m256i mask = _mm256_set1_epi16(7);
+    return {_mm256_or_si256(low_bytes(b->qs, 0),
+                            _mm256_and_si256(_mm256_srli_epi16(words.lo, 12), mask)),
+            _mm256_or_si256(low_bytes(b->qs, 1),
+                            _mm256_and_si256(_mm256_srli_epi16(words.hi, 12), mask))};
   }
   HM_INLINE void load_rest(const Block* b) {
     const Simd::B64 words = nibbles(b);
@@ -250,61 +274,42 @@ struct StridedIQ1_MOf : StridedGroupOf<BlockIQ1_M, Simd::PerHalf> {
     };
     d = {eight(0), eight(1)};
   }
-  template <int V>
-  HM_INLINE Simd::B64 codes(const Block*) const {
-    const Simd::B64 entries = entries_at<V>(kCodebookBiasedIQ1.entry, index);
-    const __m256i order = two_bytes(2 * V, 8 + 2 * V);
-    return {_mm256_add_epi8(entries.lo, shuffle(shifts.lo, order)),
-            _mm256_add_epi8(entries.hi, shuffle(shifts.hi, order))};
+  template <int V, int H>
+  HM_INLINE __m256i half_codes(const Block*) const {
+    const __m256i shift = shuffle(Simd::half<H>(shifts), two_bytes(2 * V, 8 + 2 * V));
+    return _mm256_add_epi8(entries_at<V, H>(kCodebookLowFirstIQ1.entry, index), shift);
   }
 };
 
 struct StridedIQ1_M : IndexedGroup<StridedIQ1_MOf, 32> {};
 
-// One token by indices made ahead: what was just stored takes a load long. Rows are whole groups,
-// and follow each other.
-template <class Group>
-void gemv_ahead(const MatmulArgs& args, int64_t token) {
-  using Block = typename Group::Block;
-  constexpr int ahead = 4, slots = 8;
-  alignas(64) uint16_t indices[slots][Group::kIndices];
-  const ActivationRow x = activation_row(args.x[token], args.cols);
-  const int64_t num_groups = args.cols / kSuperWeights;
-  const auto* blocks = (const Block*)args.weights;
-  const Block* last = blocks + args.num_rows * num_groups - 1;
-  const auto make = [&](const Block* b, int64_t slot) {
-    Group::make_indices(b < last ? b : last, indices[slot % slots]);
-  };
-  for (int i = 0; i < ahead; ++i) make(blocks + i, i);
-  int64_t slot = 0;
-  for (int64_t r = 0; r < args.num_rows; ++r) {
-    GroupSums<Group> sums;
-    for (int64_t g = 0; g < num_groups; ++g, ++blocks, ++slot) {
-      fetch_ahead<sizeof(Block)>(args, blocks);
-      make(blocks + ahead, slot + ahead);
-      Group group;
-      group.load(blocks, indices[slot % slots]);
-      sums.add_group(group, blocks, x, g * kSuperWeights);
-    }
-    args.out[token * args.out_stride + r] = Group::Lanes::reduce(sums.lanes);
-  }
-}
-
 template <>
 void gemv_groups<StridedIQ1_S>(const MatmulArgs& args, int64_t token) {
-  gemv_ahead<StridedIQ1_S::Ahead>(args, token);
+  gemv_tiles<StridedIQ1_S>(args, token);
 }
 template <>
 void gemv_groups<StridedIQ1_M>(const MatmulArgs& args, int64_t token) {
-  gemv_ahead<StridedIQ1_M::Ahead>(args, token);
+  gemv_tiles<StridedIQ1_M>(args, token);
 }
 template <>
 void gemv_groups<StridedIQ2_S>(const MatmulArgs& args, int64_t token) {
-  gemv_ahead<StridedIQ2_S::Ahead>(args, token);
+  gemv_tiles<StridedIQ2_S>(args, token);
 }
 template <>
 void gemv_groups<StridedIQ3_S>(const MatmulArgs& args, int64_t token) {
-  gemv_ahead<StridedIQ3_S::Ahead>(args, token);
+  gemv_tiles<StridedIQ3_S>(args, token);
+}
+template <>
+void gemv_groups<StridedIQ2_XXS>(const MatmulArgs& args, int64_t token) {
+  gemv_tiles<StridedIQ2_XXS>(args, token);
+}
+template <>
+void gemv_groups<StridedIQ2_XS>(const MatmulArgs& args, int64_t token) {
+  gemv_tiles<StridedIQ2_XS>(args, token);
+}
+template <>
+void gemv_groups<StridedIQ3_XXS>(const MatmulArgs& args, int64_t token) {
+  gemv_tiles<StridedIQ3_XXS>(args, token);
 }
 
 }  // namespace

@@ -6,6 +6,11 @@
 namespace hm {
 namespace {
 
+template <class Block, class Lanes>
+struct StridedGroupOf : GroupOf<Block, Lanes> {
+  static constexpr bool kSignsApart = false;
+};
+
 // In every half: eight times byte `a`, then eight times byte `b`.
 HM_INLINE __m256i two_bytes(int64_t a, int64_t b) {
   const auto each = static_cast<int64_t>(kEachByte);
@@ -24,34 +29,67 @@ HM_INLINE __m256i load_half(const void* p, int half) {
   return _mm256_loadu_si256((const __m256i*)p + half);
 }
 
-// A group with a byte of signs for each entry V: byte V of a block's 32 bits, and shifted by one in
-// the upper half of 64 bits.
-template <class Block, class Lanes>
-struct SignBytesOf : GroupOf<Block, Lanes> {
-  static constexpr bool kSignsApart = true;
-  Simd::B64 sign_bytes;
+// Indices of two entries that follow each other in their block.
+struct Pair {
+  uint32_t first, second;
+};
 
-  HM_INLINE void set_signs(const uint8_t* bytes) {
-    const __m256i words = _mm256_permute4x64_epi64(load_half(bytes, 0), 0xd8);
-    const __m256i shifted = _mm256_srli_epi32(words, 1);
-    sign_bytes = {_mm256_unpacklo_epi32(words, shifted), _mm256_unpackhi_epi32(words, shifted)};
+// The compiler knows nothing of v after this: it neither splits a load nor joins it with others.
+template <class Word>
+HM_INLINE void forget_scalar(Word& v) {
+  asm("" : "+r"(v));
+}
+
+// A group whose codes, and signs, are made by halves H of its blocks.
+template <class Group>
+struct HalvesOf : Group {
+  template <int V>
+  HM_INLINE Simd::B64 codes(const typename Group::Block* b) const {
+    return {this->template half_codes<V, 0>(b), this->template half_codes<V, 1>(b)};
   }
   template <int V>
   HM_INLINE Simd::Signs signs() const {
-    return {expand<V>(sign_bytes.lo), expand<V>(sign_bytes.hi)};
+    return {this->template half_signs<V, 0>(), this->template half_signs<V, 1>()};
   }
+};
 
- private:
-  // A byte and the shifted one, four times: bits 2 i of both go to the top in word i.
-  template <int V>
-  static HM_INLINE __m256i expand(__m256i bytes) {
+// Signs of entries as bytes of bits, spread so that each takes two instructions: of a block's four
+// entries four bytes of twice the bits, then four of the bits, bit 0 set in all. Shifted to the
+// left by 6, 4, 2 and 0, words of both have the bits in order at the tops of their bytes, and none
+// is 0.
+struct SpreadSigns {
+  Simd::B64 bytes;
+
+  // `bits`: blocks 0 1 4 5 2 3 6 7.
+  HM_INLINE void set(__m256i bits) {
+    const __m256i one = _mm256_set1_epi8(1);
+    const __m256i even = _mm256_or_si256(_mm256_add_epi8(bits, bits), one);
+    const __m256i odd = _mm256_or_si256(bits, one);
+    bytes = {_mm256_unpacklo_epi32(even, odd), _mm256_unpackhi_epi32(even, odd)};
+  }
+  template <int V, int H>
+  HM_INLINE __m256i of_entry() const {
     constexpr int64_t pair = V | (4 + V) << 8, eight = 0x0808;
     constexpr int64_t each = 0x0001000100010001;
     const __m256i order =
         _mm256_set_epi64x((pair + eight) * each, pair * each, (pair + eight) * each, pair * each);
-    const __m256i top =
-        _mm256_mullo_epi16(shuffle(bytes, order), _mm256_set1_epi64x(0x0002000800200080));
-    return _mm256_or_si256(top, _mm256_set1_epi8(1));
+    return _mm256_mullo_epi16(shuffle(Simd::half<H>(bytes), order),
+                              _mm256_set1_epi64x(0x0001000400100040));
+  }
+};
+
+// A group with a byte of signs for each entry V: byte V of a block's 32 bits.
+template <class Block, class Lanes>
+struct SignBytesOf : GroupOf<Block, Lanes> {
+  static constexpr bool kSignsApart = true;
+  SpreadSigns spread;
+
+  HM_INLINE void set_signs(const uint8_t* bytes) {
+    spread.set(_mm256_permute4x64_epi64(load_half(bytes, 0), 0xd8));
+  }
+  template <int V, int H>
+  HM_INLINE __m256i half_signs() const {
+    return spread.of_entry<V, H>();
   }
 };
 
@@ -61,55 +99,39 @@ struct SignsApartOf : GroupOf<Block, Lanes> {
   static constexpr bool kSignsApart = true;
   Simd::B64 sign_bytes;
 
-  template <int V>
-  HM_INLINE Simd::Signs signs() const {
-    const __m256i order = two_bytes(2 * V, 8 + 2 * V);
+  template <int V, int H>
+  HM_INLINE __m256i half_signs() const {
+    const __m256i bytes = shuffle(Simd::half<H>(sign_bytes), two_bytes(2 * V, 8 + 2 * V));
     const __m256i bit_of = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
-    return {signs_of_bits(shuffle(sign_bytes.lo, order), bit_of),
-            signs_of_bits(shuffle(sign_bytes.hi, order), bit_of)};
+    return signs_of_bits(bytes, bit_of);
   }
 };
 
-// Words of 0..127, and their parity as bit 7.
+// Bytes of 0..127, and their parity as bit 7.
 HM_INLINE __m256i with_parity(__m256i indices) {
   const __m256i parities = _mm256_broadcastsi128_si256(
       _mm_setr_epi8(0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0));
   const __m256i folded = _mm256_and_si256(_mm256_xor_si256(indices, _mm256_srli_epi16(indices, 4)),
-                                          _mm256_set1_epi16(15));
+                                          _mm256_set1_epi8(15));
   return _mm256_or_si256(indices, shuffle(parities, folded));
 }
 
-// A group whose signs are four indices of 7 bits in the lower 28 bits of a block, in place, with
-// the parity of index V as bit 7 V of the upper half of 64 bits.
+// A group whose signs are four indices of 7 bits in the lower 28 bits of a block.
 template <class Block>
 struct SignIndicesOf : GroupOf<Block, Simd::PerBlock> {
   static constexpr bool kSignsApart = true;
-  Simd::B64 sign_bits;
+  SpreadSigns spread;
 
   // `words`: blocks 0 1 4 5 2 3 6 7.
   HM_INLINE void set_signs(__m256i words) {
-    const auto fold = [](__m256i v, __m256i w, int bits) {
-      return _mm256_xor_si256(v, _mm256_srli_epi32(w, bits));
-    };
-    const __m256i pairs = fold(words, words, 1);
-    const __m256i parities = fold(fold(fold(pairs, pairs, 2), pairs, 4), words, 6);
-    sign_bits = {_mm256_unpacklo_epi32(words, parities), _mm256_unpackhi_epi32(words, parities)};
+    const __m256i two = _mm256_blend_epi16(words, _mm256_slli_epi32(words, 2), 0xaa);
+    const __m256i upper = _mm256_and_si256(two, _mm256_set1_epi16(0x3f80));
+    const __m256i both = _mm256_and_si256(two, _mm256_set1_epi16(0x3fff));
+    spread.set(with_parity(_mm256_add_epi16(both, upper)));
   }
-  template <int V>
-  HM_INLINE Simd::Signs signs() const {
-    return {expand<V>(sign_bits.lo), expand<V>(sign_bits.hi)};
-  }
-
- private:
-  // Weights 0 to 6 of an entry have its index's bits, in the first byte, 7 its parity.
-  template <int V>
-  static HM_INLINE __m256i expand(__m256i bits) {
-    constexpr int64_t order = 0x0400000000000000;
-    const __m256i byte_of = _mm256_broadcastsi128_si256(
-        _mm_set_epi64x(order + 8 * static_cast<int64_t>(kEachByte), order));
-    const __m256i bit_of = _mm256_set1_epi64x(0x0140201008040201);
-    if constexpr (V != 0) bits = _mm256_srli_epi32(bits, 7 * V);
-    return signs_of_bits(shuffle(bits, byte_of), bit_of);
+  template <int V, int H>
+  HM_INLINE __m256i half_signs() const {
+    return spread.of_entry<V, H>();
   }
 };
 
@@ -138,6 +160,10 @@ struct IndicesInRegisters {
     constexpr int block_words = N / 32;
     return static_cast<uint16_t>(words[block_words * block + I / 4] >> 16 * (I % 4));
   }
+  template <int I>
+  HM_INLINE Pair two(int block) const {
+    return {get<I>(block), get<I + 1>(block)};
+  }
 };
 
 template <int N>
@@ -148,6 +174,12 @@ struct IndicesInMemory {
   HM_INLINE uint16_t get(int block) const {
     return words[N / 8 * block + I];
   }
+  template <int I>
+  HM_INLINE Pair two(int block) const {
+    uint32_t word = load_u32(words + N / 8 * block + I);
+    forget_scalar(word);
+    return {static_cast<uint16_t>(word), word >> 16};
+  }
 };
 
 HM_INLINE void store_indices(uint16_t* out, int part, Simd::B64 v) {
@@ -157,7 +189,7 @@ HM_INLINE void store_indices(uint16_t* out, int part, Simd::B64 v) {
 
 // A group of Base<Indices>, which gemv loads with indices that it had made ahead.
 template <template <class> class Base, int N>
-struct IndexedGroup : Base<IndicesInRegisters<N>> {
+struct IndexedGroup : HalvesOf<Base<IndicesInRegisters<N>>> {
   using Block = typename Base<IndicesInRegisters<N>>::Block;
   struct Ahead : Base<IndicesInMemory<N>> {
     static constexpr int kIndices = N;

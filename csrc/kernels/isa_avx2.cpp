@@ -22,6 +22,8 @@ using Simd = SimdAvx2;
 
 #include "kernels/few_tokens-inl.h"
 
+#include "kernels/codebook_few_avx2-inl.h"
+
 #include "kernels/table-inl.h"
 
 namespace hm {

@@ -14,6 +14,8 @@
 
 #include "kernels/few_tokens-inl.h"
 
+#include "kernels/codebook_few_avx2-inl.h"
+
 #include "kernels/table-inl.h"
 
 namespace hm {
