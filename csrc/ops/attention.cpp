@@ -26,23 +26,24 @@ constexpr int64_t kMostPartBytes = int64_t{256} << 20;
 class Attention : AttentionTiles {
  public:
   Attention(const LatentAttentionArgs& args, const KvPages& pages, const SequenceBatch& batch,
-            Runtime& runtime)
-      : AttentionTiles(args, pages, batch, kTasksPerThread * runtime.pool.num_threads()),
+            int num_threads)
+      : AttentionTiles(args, pages, batch, kTasksPerThread * num_threads),
         pages_(pages),
-        runtime_(runtime),
-        dim_(args.latent_dim + args.rope_dim) {}
-
-  void run() {
-    const int64_t wanted = kTasksPerThread * runtime_.pool.num_threads();
-    const int64_t tiles = static_cast<int64_t>(tiles_.size());
+        num_threads_(num_threads),
+        dim_(args.latent_dim + args.rope_dim) {
+    const int64_t wanted = kTasksPerThread * num_threads, tiles = std::ssize(tiles_);
     const bool is_even = tiles >= wanted && tiles_[0].num_blocks * wanted <= total_blocks_;
     const int64_t part_bytes = total_blocks_ * sums_floats(lanes_) * 4;
     const bool is_single = total_blocks_ == tiles && !shares_blocks();
-    if (is_single || is_even || (tiles >= wanted && part_bytes > kMostPartBytes)) {
-      runtime_.pool.run(tiles, [&](int64_t task, int worker) { whole_tile(tiles_[task], worker); });
-      return;
-    }
-    by_blocks();
+    is_by_tiles_ = is_single || is_even || (tiles >= wanted && part_bytes > kMostPartBytes);
+    if (!is_by_tiles_ && shares_blocks()) cut_blocks();
+  }
+
+  void run(Runtime& runtime) {
+    runtime_ = &runtime;
+    if (!is_by_tiles_) return by_blocks();
+    runtime.pool.run(std::ssize(tiles_),
+                     [&](int64_t task, int worker) { whole_tile(tiles_[task], worker); });
   }
 
  private:
@@ -62,9 +63,8 @@ class Attention : AttentionTiles {
 
   // True if blocks are too few for the threads, and long enough to be worth two stages.
   bool shares_blocks() const {
-    const int threads = runtime_.pool.num_threads();
-    return !has_matrix_tiles_ && threads > 1 && total_blocks_ < kLeastTasksPerThread * threads &&
-           most_keys_ >= kLeastSharedKeys;
+    return !has_matrix_tiles_ && num_threads_ > 1 &&
+           total_blocks_ < kLeastTasksPerThread * num_threads_ && most_keys_ >= kLeastSharedKeys;
   }
 
   // Numbers of the values that a task takes, so that `count` tasks become about `wanted`.
@@ -77,7 +77,7 @@ class Attention : AttentionTiles {
     const int64_t sums_size = sums_floats(lanes_);
     const bool is_shared = shares_blocks();
     const int64_t scores_size = is_shared ? kAttentionBlock * lanes_ : 0;
-    float* memory = runtime_.outputs.get<float>(total_blocks_ * (sums_size + scores_size));
+    float* memory = runtime_->outputs.get<float>(total_blocks_ * (sums_size + scores_size));
     const auto part = [&](const Place& place, int64_t block) {
       return sums(memory + (place.first_part + block) * sums_size, place.lanes);
     };
@@ -89,7 +89,7 @@ class Attention : AttentionTiles {
       for (int64_t t = 0; t < std::ssize(tiles_); ++t) {
         tile_of.insert(tile_of.end(), tiles_[t].num_blocks, t);
       }
-      runtime_.pool.run(total_blocks_, [&](int64_t task, int worker) {
+      runtime_->pool.run(total_blocks_, [&](int64_t task, int worker) {
         const Place& place = tiles_[tile_of[task]];
         const int64_t block = task - place.first_part;
         attend(pack(place, worker), block, part(place, block));
@@ -104,33 +104,35 @@ class Attention : AttentionTiles {
     int64_t block, first, count;
   };
 
-  // Scores by keys, then weighted values by their numbers. Where threads are enough, each has one
-  // task of either: packing queries and weighing scores are part of each.
-  template <class Part>
-  void share_blocks(float* scores, const Part& part) {
-    const int threads = runtime_.pool.num_threads();
-    const int64_t keys = std::clamp<int64_t>(round_up_16(total_keys_ / threads),
+  // Where threads are enough, each has one task of either kind: packing queries and weighing scores
+  // are part of each.
+  void cut_blocks() {
+    const int64_t keys = std::clamp<int64_t>(round_up_16(total_keys_ / num_threads_),
                                              kLeastSharedKeys / 2, 2 * kLeastSharedKeys);
-    const int64_t numbers = value_share(total_keys_, kAttentionBlock * threads);
-    std::vector<Share> by_keys, by_numbers;
-    by_keys.reserve(total_keys_ / keys + 2 * total_blocks_);
-    by_numbers.reserve(total_blocks_ * kMostShares);
+    const int64_t numbers = value_share(total_keys_, kAttentionBlock * num_threads_);
+    by_keys_.reserve(total_keys_ / keys + 2 * total_blocks_);
+    by_numbers_.reserve(total_blocks_ * kMostShares);
     for (const Place& place : tiles_) {
       for (int64_t b = 0; b < place.num_blocks; ++b) {
         const int64_t n = std::min(kAttentionBlock, place.num_keys - b * kAttentionBlock);
         const int64_t width = n < keys ? a_.latent_dim : numbers;
         for (int64_t k = 0; k < n; k += keys)
-          by_keys.push_back({place, b, k, std::min(keys, n - k)});
+          by_keys_.push_back({place, b, k, std::min(keys, n - k)});
         for (int64_t r = 0; r < a_.latent_dim; r += width) {
-          by_numbers.push_back({place, b, r, std::min(width, a_.latent_dim - r)});
+          by_numbers_.push_back({place, b, r, std::min(width, a_.latent_dim - r)});
         }
       }
     }
+  }
+
+  // Scores by keys, then weighted values by their numbers.
+  template <class Part>
+  void share_blocks(float* scores, const Part& part) {
     const auto scores_of = [&](const Share& share) {
       return scores + (share.place.first_part + share.block) * kAttentionBlock * lanes_;
     };
-    runtime_.pool.run(std::ssize(by_keys), [&](int64_t task, int worker) {
-      const Share& share = by_keys[task];
+    runtime_->pool.run(std::ssize(by_keys_), [&](int64_t task, int worker) {
+      const Share& share = by_keys_[task];
       const Tile tile = scratch(share.place, worker);
       Block block;
       look_at(tile, share.block, block);
@@ -138,8 +140,8 @@ class Attention : AttentionTiles {
       block.args.scores = scores_of(share);
       active_table().score_keys(block.args, share.first, share.count);
     });
-    runtime_.pool.run(std::ssize(by_numbers), [&](int64_t task, int worker) {
-      const Share& share = by_numbers[task];
+    runtime_->pool.run(std::ssize(by_numbers_), [&](int64_t task, int worker) {
+      const Share& share = by_numbers_[task];
       const Tile tile = scratch(share.place, worker);
       Block block;
       look_at(tile, share.block, block);
@@ -157,8 +159,8 @@ class Attention : AttentionTiles {
   void put_together(const Part& part) {
     const auto tiles = std::ssize(tiles_);
     const int64_t numbers =  // matrix tiles have a layout of their own
-        has_matrix_tiles_ ? a_.latent_dim : value_share(tiles, 2 * runtime_.pool.num_threads());
-    runtime_.pool.run(tiles * ceil_div(a_.latent_dim, numbers), [&](int64_t task, int worker) {
+        has_matrix_tiles_ ? a_.latent_dim : value_share(tiles, 2 * num_threads_);
+    runtime_->pool.run(tiles * ceil_div(a_.latent_dim, numbers), [&](int64_t task, int worker) {
       const Place& place = tiles_[task % tiles];
       const int64_t first = task / tiles * numbers, lanes = place.lanes;
       const int64_t count = std::min(numbers, a_.latent_dim - first);
@@ -182,7 +184,7 @@ class Attention : AttentionTiles {
     const int64_t lanes = place.lanes, num_sums = sums_floats(lanes);
     const int64_t packed = dim_ * lanes, keys = kAttentionBlock * (dim_ + lanes / 2);
     const int64_t scores = kAttentionBlock * lanes;
-    float* memory = runtime_.scratch[worker].get<float>(packed + keys + scores + 2 * num_sums);
+    float* memory = runtime_->scratch[worker].get<float>(packed + keys + scores + 2 * num_sums);
     float* total = memory + packed + keys + scores;
     return {place,
             memory,
@@ -283,8 +285,11 @@ class Attention : AttentionTiles {
   }
 
   const KvPages& pages_;
-  Runtime& runtime_;
+  const int num_threads_;  // that it is cut for
   const int64_t dim_;
+  bool is_by_tiles_;
+  std::vector<Share> by_keys_, by_numbers_;  // where blocks are shared
+  Runtime* runtime_ = nullptr;
 };
 
 void check_selected(const LatentAttentionArgs& args, const SequenceBatch& batch) {
@@ -304,17 +309,34 @@ void check_selected(const LatentAttentionArgs& args, const SequenceBatch& batch)
 
 }  // namespace
 
-void latent_attention(const LatentAttentionArgs& args, const KvPages& pages,
-                      const SequenceBatch& batch) {
+class PlannedAttention::Impl : public Attention {
+ public:
+  using Attention::Attention;
+};
+
+PlannedAttention::PlannedAttention(const LatentAttentionArgs& args, const KvPages& pages,
+                                   const SequenceBatch& batch, int num_threads) {
   check(args.num_heads >= 1 && args.latent_dim >= 1 && args.rope_dim >= 0 &&
             args.latent_dim + args.rope_dim == pages.dim,
         "latent_attention: ", args.num_heads, " heads, latent ", args.latent_dim, ", rope ",
         args.rope_dim, " is not usable with pages of ", pages.dim, " numbers a token");
   check_batch("latent_attention", pages, batch, args.num_tokens);
   if (args.selected != nullptr) check_selected(args, batch);
-  if (args.num_tokens == 0) return;
+  if (args.num_tokens > 0) impl_ = std::make_unique<Impl>(args, pages, batch, num_threads);
+}
+
+PlannedAttention::~PlannedAttention() = default;
+
+void PlannedAttention::run() {
+  if (impl_ == nullptr) return;
   const RuntimeLock runtime;
-  Attention(args, pages, batch, *runtime).run();
+  impl_->run(*runtime);
+}
+
+void latent_attention(const LatentAttentionArgs& args, const KvPages& pages,
+                      const SequenceBatch& batch) {
+  const int num_threads = RuntimeLock()->pool.num_threads();
+  PlannedAttention(args, pages, batch, num_threads).run();
 }
 
 }  // namespace hm

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "ops/kv_pages.h"
 
@@ -24,5 +25,19 @@ struct LatentAttentionArgs {
 // Throws Error where a size cannot be, or a page does not exist.
 void latent_attention(const LatentAttentionArgs& args, const KvPages& pages,
                       const SequenceBatch& batch);
+
+// The same in two parts, of which the first needs no queries yet, nor the runtime's lock. What it
+// refers to stays in place.
+class PlannedAttention {
+ public:
+  PlannedAttention(const LatentAttentionArgs& args, const KvPages& pages,
+                   const SequenceBatch& batch, int num_threads);
+  ~PlannedAttention();
+  void run();
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
 
 }  // namespace hm

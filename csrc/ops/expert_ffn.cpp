@@ -50,11 +50,19 @@ void expert_ffn(const ExpertFfnArgs& args) {
   const RuntimeLock runtime;
   thread_local Routing routing;  // keeps its memory between calls
   route(args, routing);
-  Forward forward(args, routing, *runtime);
+  ExpertFfnArgs untiled = args;
+  if (!routing.tiled.empty()) untiled.added_to = nullptr;
+  Forward forward(untiled, routing, *runtime);
   forward.prepare(*runtime);
   if (!routing.untiled.empty()) forward.compute(routing.untiled, *runtime);
   forward.sum(*runtime);
+  if (routing.tiled.empty()) return;
   add_expert_tiles(args, routing, routing.tiled, *runtime);
+  if (args.added_to == nullptr) return;
+  const int64_t hidden = args.gate.cols;
+  runtime->pool.run(args.num_tokens, [&](int64_t token, int) {
+    for (int64_t i = token * hidden; i < (token + 1) * hidden; ++i) args.added_to[i] += args.out[i];
+  });
 }
 
 void expert_ffn_with_dense(const ExpertFfnArgs& routed, const ExpertFfnArgs& dense) {
@@ -101,6 +109,7 @@ ExpertPass::~ExpertPass() = default;
 
 ExpertPass::Order ExpertPass::begin(const ExpertFfnArgs& args) {
   check_all(args);
+  check(args.added_to == nullptr, "expert_ffn: a pass in pieces adds to nothing");
   const RuntimeLock runtime;
   State& s = *state_;
   s.args = args;

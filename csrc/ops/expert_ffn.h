@@ -29,6 +29,10 @@ struct ExpertFfnArgs {
   ExpertMatrix down;  // (E, H, I)
   const float* base;  // (T, H) or null
   float* out;         // (T, H)
+
+  const void* const* rounded = nullptr;  // (T): x by kernels.quantize, or null: not yet
+  float* added_to = nullptr;             // (T, H), to which `out` is added, or null
+  const float* read_next = nullptr;      // (H), read after this, or null
 };
 
 // Expert of a token's j-th choice, pair t * k + j.

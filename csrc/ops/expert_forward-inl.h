@@ -5,6 +5,7 @@
 #include <iterator>
 #include <span>
 
+#include "base/fetch.h"
 #include "base/row_tasks.h"
 #include "base/runtime.h"
 #include "kernels/select.h"
@@ -85,7 +86,9 @@ class Forward {
     tasks_ahead_ = std::max(1, runtime.pool.num_threads() / runtime.pool.num_nodes());
     const bool quantized = gate_.quantized || up_.quantized;
     const void** tokens = buffers_.token_rows.get<const void*>(a_.num_tokens);
-    if (quantized && other != nullptr && other->rounded_tokens_ != nullptr) {
+    if (quantized && a_.rounded != nullptr) {
+      std::copy_n(a_.rounded, a_.num_tokens, tokens);
+    } else if (quantized && other != nullptr && other->rounded_tokens_ != nullptr) {
       std::copy_n(other->rounded_tokens_, a_.num_tokens, tokens);
     } else {
       for (int64_t t = 0; t < a_.num_tokens; ++t) tokens[t] = a_.x + t * hidden_;
@@ -287,9 +290,14 @@ class Forward {
     }
     float* out = a_.out + token * hidden_ + first;
     kernels_.weighted_sum(rows, weights, terms, columns, out);
-    if (a_.base == nullptr) return;
-    const float* base = a_.base + token * hidden_ + first;
-    for (int64_t i = 0; i < columns; ++i) out[i] += base[i];
+    if (a_.read_next != nullptr) fetch(a_.read_next + first, columns * int64_t{sizeof(float)});
+    if (a_.base != nullptr) {
+      const float* base = a_.base + token * hidden_ + first;
+      for (int64_t i = 0; i < columns; ++i) out[i] += base[i];
+    }
+    if (a_.added_to == nullptr) return;
+    float* sums = a_.added_to + token * hidden_ + first;
+    for (int64_t i = 0; i < columns; ++i) sums[i] += out[i];
   }
 
   const ExpertFfnArgs& a_;

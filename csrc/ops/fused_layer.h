@@ -19,13 +19,14 @@ struct RmsNorm {
   float eps;
 };
 
-// The states of a step's tokens. What the half before this added lies apart: `residual` is added to
-// x first, unless it is null.
+// The states of a step's tokens. What the half before this added may lie apart: `residual` is added
+// to x first, unless it is null.
 struct StepStates {
   float* x;               // (T, H)
   const float* residual;  // (T, H)
   int64_t num_tokens;
-  float* out;  // (T, H): what this half adds
+  float* out;                        // (T, H): what this half adds; null: it is added to x
+  const float* read_next = nullptr;  // (H): weights of the next norm
 };
 
 // Multi-head latent attention, dense, absorbed: hybridmoe/model/mla.py, step by step.
@@ -53,6 +54,7 @@ class FusedAttention {
 
   int64_t hidden() const { return hidden_; }
   int64_t rope_dim() const { return rope_dim_; }
+  const float* norm_weight() const { return w_.norm.weight; }
 
  private:
   const Weights w_;
@@ -82,6 +84,7 @@ class FusedFfn {
 
   int64_t hidden() const { return (dense_ ? *dense_ : routed_->experts).gate.cols; }
   int64_t top_k() const { return routed_ ? routed_->top_k : 0; }
+  const float* norm_weight() const { return norm_.weight; }
 
  private:
   const RmsNorm norm_;

@@ -1,7 +1,10 @@
 #include "ops/linear.h"
 
 #include <algorithm>
+#include <atomic>
+#include <thread>
 
+#include "base/pause.h"
 #include "base/runtime.h"
 #include "kernels/select.h"
 #include "ops/activations.h"
@@ -14,7 +17,7 @@ namespace {
 
 // Rounded activations are read again for each panel, and rows of floats for each few tokens.
 TaskSize task_size(const Matrix& w, const KernelTable& kernels, bool quantized, int64_t num_tokens,
-                   int num_threads) {
+                   int num_threads, int64_t row_step) {
   const MatmulCosts& costs = kernels.costs;
   const auto groups = static_cast<double>(padded_weights(w.cols) / 256);
   const int64_t token_bytes = quantized ? activation_bytes(w.cols) : 4 * w.cols;
@@ -29,7 +32,7 @@ TaskSize task_size(const Matrix& w, const KernelTable& kernels, bool quantized, 
     return groups * work + kCyclesPerByte * static_cast<double>(bytes);
   };
   constexpr int64_t least_tokens = 24;  // a multiple of those that any kernel takes at once
-  const int64_t step = panels ? kPanelRows : 4;
+  const int64_t step = std::max<int64_t>(panels ? kPanelRows : 4, row_step);
   return best_task({.batch = w.batch,
                     .rows = w.rows,
                     .tokens = num_tokens,
@@ -110,18 +113,20 @@ void linear_by_tiles(const Rows<const float>& x, int64_t num_tokens, const Matri
 // By gemv, gemm or dot products of floats: tasks of some rows of a matrix and some tokens.
 class VectorProduct {
  public:
-  VectorProduct(int64_t num_tokens, const Matrix& w, const Rows<float>& out, Runtime& runtime)
+  VectorProduct(int64_t num_tokens, const Matrix& w, const Rows<float>& out, Runtime& runtime,
+                int64_t row_step = 1)
       : num_tokens_(num_tokens),
         w_(w),
         out_(out),
         format_(active_table().formats[w.type->id]),
         tasks_(runtime.pool.thread_ends(), w.batch, w.rows, num_tokens,
                task_size(w, active_table(), format_.quantized, num_tokens,
-                         runtime.pool.num_threads())),
+                         runtime.pool.num_threads(), row_step)),
         scratch_(runtime.scratch) {}
 
   bool takes_rounded() const { return format_.quantized; }
   std::span<const int64_t> ends() const { return tasks_.ends(); }
+  SideWork::Part operator[](int64_t number) const { return tasks_[number]; }
 
   // rows: of x, (B, T), as the format takes them.
   void run(int64_t number, int worker, const void* const* rows) const {
@@ -189,54 +194,169 @@ const void** rows_of(const Rows<const float>& x, int64_t batch, int64_t num_toke
   return rows;
 }
 
+// Tasks that every part of a product needs. Each is a task of the job, which come first; a thread
+// that has a part already does those that nobody has begun, and waits for the others.
+class FirstTasks {
+ public:
+  explicit FirstTasks(const SideWork& work) : work_(work), num_left_(work.num_first) {}
+
+  // False if all have begun.
+  bool run_one() {
+    const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
+    if (task >= work_.num_first) return false;
+    struct Done {  // also where it throws: then the whole job ends with that
+      std::atomic<int64_t>& num_left;
+      ~Done() { num_left.fetch_sub(1, std::memory_order_release); }
+    } const done{num_left_};
+    work_.first(task);
+    return true;
+  }
+
+  void finish() {
+    if (num_left_.load(std::memory_order_acquire) == 0) return;
+    while (run_one()) {
+    }
+    constexpr int most_spins = 1 << 12;  // then the OS may have taken a thread's core
+    for (int i = 0; num_left_.load(std::memory_order_acquire) > 0; ++i) {
+      if (i < most_spins) {
+        pause();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+
+ private:
+  const SideWork& work_;
+  std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<int64_t> num_left_;
+};
+
+// multiply(number, worker): a task of the products, part(number): what of them it is.
+template <class Part, class Multiply>
+void run_with(const SideWork& work, std::span<const int64_t> ends, ThreadPool& pool,
+              const Part& part_of, const Multiply& multiply) {
+  FirstTasks first(work);
+  const auto part = [&](int64_t number, int worker) {
+    first.finish();
+    if (work.before) work.before(part_of(number));
+    multiply(number, worker);
+    if (work.after) work.after(part_of(number));
+  };
+  const int64_t before_all = work.num_first + (work.once ? 1 : 0);
+  if (before_all == 0) return pool.run_on_nodes(ends, part);
+  const std::vector<int64_t> of_first_node(ends.size(), before_all);
+  const JoinedTasks tasks(of_first_node, ends);
+  pool.run_on_nodes(tasks.ends(), [&](int64_t task, int worker) {
+    const auto [job, number] = tasks[task];
+    if (job == 1) return part(number, worker);
+    if (number == work.num_first) return work.once();
+    first.run_one();
+  });
+}
+
+template <class Multiply>
+void run_with(const SideWork& work, const VectorProduct& product, ThreadPool& pool,
+              const Multiply& multiply) {
+  run_with(work, product.ends(), pool, [&](int64_t number) { return product[number]; }, multiply);
+}
+
+// Before or after all of a product, a few tokens a task.
+void each_part(const std::function<void(const SideWork::Part&)>& work, const Matrix& w,
+               int64_t num_tokens, ThreadPool& pool) {
+  if (!work) return;
+  const int64_t parts = ceil_div(num_tokens, kTokenTile);
+  pool.run(w.batch * parts, [&](int64_t task, int) {
+    const int64_t first = task % parts * kTokenTile;
+    work({task / parts, 0, w.rows, first, std::min<int64_t>(kTokenTile, num_tokens - first)});
+  });
+}
+
+void run_pair(const void* const* rows, int64_t num_tokens, const Matrix* const (&w)[2],
+              const Rows<float> (&out)[2], const SideWork& work, Runtime& runtime) {
+  const VectorProduct products[2] = {{num_tokens, *w[0], out[0], runtime},
+                                     {num_tokens, *w[1], out[1], runtime}};
+  const JoinedTasks tasks(products[0].ends(), products[1].ends());
+  run_with(
+      work, tasks.ends(), runtime.pool,
+      [&](int64_t task) { return products[tasks[task].job][tasks[task].number]; },
+      [&](int64_t task, int worker) {
+        const auto [job, number] = tasks[task];
+        products[job].run(number, worker, rows);
+      });
+}
+
+bool takes_tiles(const Matrix& w, int64_t num_tokens) {
+  const KernelTable& kernels = active_table();
+  return num_tokens >= kLeastTileTokens &&
+         prefers_tiles(kernels, kernels.formats[w.type->id], w.rows, num_tokens);
+}
+
 }  // namespace
 
-void linear(const Rows<const float>& x, int64_t num_tokens, const Matrix& w,
-            const Rows<float>& out) {
-  if (num_tokens == 0 || w.batch == 0 || w.rows == 0) return;
+bool are_alike(const Matrix& a, const Matrix& b) {
   const KernelTable& kernels = active_table();
+  return kernels.formats[a.type->id].quantized == kernels.formats[b.type->id].quantized &&
+         a.cols == b.cols && a.batch == 1 && b.batch == 1;
+}
+
+bool takes_rounded(const Matrix& w, int64_t num_tokens) {
+  return active_table().formats[w.type->id].quantized && !takes_tiles(w, num_tokens);
+}
+
+void linear(const Rows<const float>& x, int64_t num_tokens, const Matrix& w, const Rows<float>& out,
+            const SideWork& work) {
+  if (num_tokens == 0 || w.batch == 0 || w.rows == 0) return;
+  check(work.num_first == 0, "linear: its rows are floats from the start");
   const RuntimeLock runtime;
-  const FormatKernels& format = kernels.formats[w.type->id];
-  if (num_tokens >= kLeastTileTokens && prefers_tiles(kernels, format, w.rows, num_tokens)) {
-    return linear_by_tiles(x, num_tokens, w, out, *runtime);
+  ThreadPool& pool = runtime->pool;
+  if (takes_tiles(w, num_tokens)) {
+    if (work.once) work.once();
+    each_part(work.before, w, num_tokens, pool);
+    linear_by_tiles(x, num_tokens, w, out, *runtime);
+    return each_part(work.after, w, num_tokens, pool);
   }
-  const VectorProduct product(num_tokens, w, out, *runtime);
+  const VectorProduct product(num_tokens, w, out, *runtime, work.row_step);
   const auto rows = rows_of(x, w.batch, num_tokens, runtime->rows);
   if (product.takes_rounded() && w.batch > 1 && num_tokens <= kFewTokens) {  // a job less
-    runtime->pool.run_on_nodes(product.ends(), [&](int64_t number, int worker) {
+    return run_with(work, product, pool, [&](int64_t number, int worker) {
       product.round_and_run(number, worker, rows);
     });
-    return;
   }
   if (product.takes_rounded()) {
-    quantize_rows(kernels, runtime->pool, rows, w.batch * num_tokens, w.cols, runtime->activations);
+    quantize_rows(active_table(), pool, rows, w.batch * num_tokens, w.cols, runtime->activations);
   }
-  runtime->pool.run_on_nodes(
-      product.ends(), [&](int64_t number, int worker) { product.run(number, worker, rows); });
+  run_with(work, product, pool,
+           [&](int64_t number, int worker) { product.run(number, worker, rows); });
+}
+
+void linear_of(const void* const* rows, int64_t num_tokens, const Matrix& w, const Rows<float>& out,
+               const SideWork& work) {
+  if (num_tokens == 0 || w.rows == 0) return;
+  const RuntimeLock runtime;
+  const VectorProduct product(num_tokens, w, out, *runtime, work.row_step);
+  run_with(work, product, runtime->pool,
+           [&](int64_t number, int worker) { product.run(number, worker, rows); });
 }
 
 void linear_pair(const Rows<const float>& x, int64_t num_tokens, const Matrix* const (&w)[2],
                  const Rows<float> (&out)[2]) {
   const KernelTable& kernels = active_table();
-  const bool are_alike =
-      kernels.formats[w[0]->type->id].quantized == kernels.formats[w[1]->type->id].quantized &&
-      w[0]->cols == w[1]->cols && w[0]->batch == 1 && w[1]->batch == 1;
-  if (!are_alike || num_tokens == 0 || num_tokens >= kLeastTileTokens) {
+  if (!are_alike(*w[0], *w[1]) || num_tokens == 0 || num_tokens >= kLeastTileTokens) {
     for (int i = 0; i < 2; ++i) linear(x, num_tokens, *w[i], out[i]);
     return;
   }
   const RuntimeLock runtime;
-  const VectorProduct products[2] = {{num_tokens, *w[0], out[0], *runtime},
-                                     {num_tokens, *w[1], out[1], *runtime}};
   const auto rows = rows_of(x, 1, num_tokens, runtime->rows);
-  if (products[0].takes_rounded()) {
+  if (kernels.formats[w[0]->type->id].quantized) {
     quantize_rows(kernels, runtime->pool, rows, num_tokens, w[0]->cols, runtime->activations);
   }
-  const JoinedTasks tasks(products[0].ends(), products[1].ends());
-  runtime->pool.run_on_nodes(tasks.ends(), [&](int64_t task, int worker) {
-    const auto [job, number] = tasks[task];
-    products[job].run(number, worker, rows);
-  });
+  run_pair(rows, num_tokens, w, out, {}, *runtime);
+}
+
+void linear_pair_of(const void* const* rows, int64_t num_tokens, const Matrix* const (&w)[2],
+                    const Rows<float> (&out)[2], const SideWork& work) {
+  run_pair(rows, num_tokens, w, out, work, *RuntimeLock());
 }
 
 void dequantize(const Matrix& w, float* out) {

@@ -25,6 +25,28 @@ void each_range(int64_t num_tokens, int64_t floats, const Function& f) {
   });
 }
 
+void norm_tokens(const RmsNormArgs& a, int64_t first, int64_t last) {
+  const KernelTable& kernels = active_table();
+  for (int64_t t = first; t < last; ++t) {
+    kernels.rms_norm(a.x + t * a.x_stride, a.residual == nullptr ? nullptr : a.residual + t * a.n,
+                     a.weight, a.n, a.eps, a.out + t * a.out_stride);
+  }
+}
+
+void rotate_tokens(const RotateArgs& a, int64_t first, int64_t last) {
+  for (int64_t t = first; t < last; ++t) {
+    const float* unit = a.cos_sin + t * a.num_pairs * 2;
+    for (int64_t h = 0; h < a.num_heads; ++h) {
+      float* x = a.x + t * a.token_stride + h * a.head_stride;
+      for (int64_t i = 0; i < a.num_pairs * 2; i += 2) {
+        const float re = x[i] * unit[i] - x[i + 1] * unit[i + 1];
+        x[i + 1] = x[i] * unit[i + 1] + x[i + 1] * unit[i];
+        x[i] = re;
+      }
+    }
+  }
+}
+
 // The k best of `choice`, best first.
 struct Best {
   const float* choice;
@@ -44,8 +66,10 @@ class Router {
   explicit Router(const RouteArgs& args) : a_(args), size_(args.num_experts / args.num_groups) {}
 
   void route(int64_t first, int64_t last) const {
-    std::vector<float> memory(2 * a_.num_experts + a_.num_groups);
-    std::vector<int32_t> groups(a_.num_groups_used);
+    thread_local std::vector<float> memory;  // keeps its memory between calls
+    thread_local std::vector<int32_t> groups;
+    memory.resize(2 * a_.num_experts + a_.num_groups);
+    groups.resize(a_.num_groups_used);
     float* scores = memory.data();
     float* choice = scores + a_.num_experts;
     float* strength = choice + a_.num_experts;
@@ -112,30 +136,31 @@ class Router {
 }  // namespace
 
 void rms_norm(const RmsNormArgs& a) {
-  const KernelTable& kernels = active_table();
-  each_range(a.num_tokens, a.n, [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; ++t) {
-      kernels.rms_norm(a.x + t * a.x_stride, a.residual == nullptr ? nullptr : a.residual + t * a.n,
-                       a.weight, a.n, a.eps, a.out + t * a.out_stride);
-    }
-  });
+  each_range(a.num_tokens, a.n, [&](int64_t first, int64_t last) { norm_tokens(a, first, last); });
+}
+
+void rms_norm_alone(const RmsNormArgs& a) { norm_tokens(a, 0, a.num_tokens); }
+
+float norm_scale(const float* x, int64_t n, float eps) {
+  constexpr int lanes = 16;
+  float sums[lanes] = {};
+  const int64_t whole = n / lanes * lanes;
+  for (int64_t i = 0; i < whole; i += lanes) {
+    for (int lane = 0; lane < lanes; ++lane) sums[lane] += x[i + lane] * x[i + lane];
+  }
+  for (int64_t i = whole; i < n; ++i) sums[i - whole] += x[i] * x[i];
+  for (int width = lanes / 2; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
+  }
+  return 1.0f / std::sqrt(sums[0] / static_cast<float>(n) + eps);
 }
 
 void rotate(const RotateArgs& a) {
-  each_range(a.num_tokens, a.num_heads * a.num_pairs * 2, [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; ++t) {
-      const float* unit = a.cos_sin + t * a.num_pairs * 2;
-      for (int64_t h = 0; h < a.num_heads; ++h) {
-        float* x = a.x + t * a.token_stride + h * a.head_stride;
-        for (int64_t i = 0; i < a.num_pairs * 2; i += 2) {
-          const float re = x[i] * unit[i] - x[i + 1] * unit[i + 1];
-          x[i + 1] = x[i] * unit[i + 1] + x[i + 1] * unit[i];
-          x[i] = re;
-        }
-      }
-    }
-  });
+  each_range(a.num_tokens, a.num_heads * a.num_pairs * 2,
+             [&](int64_t first, int64_t last) { rotate_tokens(a, first, last); });
 }
+
+void rotate_alone(const RotateArgs& a) { rotate_tokens(a, 0, a.num_tokens); }
 
 void route(const RouteArgs& a) {
   check(a.num_groups >= 1 && a.num_experts % a.num_groups == 0 && a.num_groups_used >= 1 &&

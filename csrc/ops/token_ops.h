@@ -17,6 +17,14 @@ struct RmsNormArgs {
   int64_t out_stride;
 };
 void rms_norm(const RmsNormArgs& args);
+// On the calling thread, for what runs within a job.
+void rms_norm_alone(const RmsNormArgs& args);
+// The factor of a token's norm, 1 / sqrt(mean(x^2) + eps), and some of its numbers: together the
+// bits of rms_norm.
+float norm_scale(const float* x, int64_t n, float eps);
+inline void norm_columns(const float* x, float scale, const float* weight, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
+}
 
 // Turns neighbouring pairs, in place: vector (t, h) starts at x + t * token_stride + h *
 // head_stride and is multiplied, pair by pair as complex numbers, with cos_sin[t].
@@ -26,6 +34,7 @@ struct RotateArgs {
   const float* cos_sin;  // (T, num_pairs, 2)
 };
 void rotate(const RotateArgs& args);
+void rotate_alone(const RotateArgs& args);
 
 // The switches of DeepSeek-V2 (softmax scores; a group counts as its best expert) and V3 (sigmoid;
 // as its two best).
