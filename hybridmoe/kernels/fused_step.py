@@ -72,7 +72,7 @@ class FusedStep(threading.local):
         pages: Sequence[KvPages],
         rotations: Tensor,
     ) -> StepResults:
-        """Run at most PREFILL_TOKENS tokens, which `takes_few_tokens`.
+        """Run at most PREFILL_TOKENS tokens, none with expanded keys.
 
         pages: of each layer, and perhaps of others behind them; the same object for the same pages.
         rotations: (positions, rope) f32.

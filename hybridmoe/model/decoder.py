@@ -17,6 +17,7 @@ from hybridmoe.device.cuda_errors import CudaErrorGuard, loading_onto_gpu
 from hybridmoe.device.interface import Device, Pages
 from hybridmoe.experts.backend import CpuExperts, ExpertBackend
 from hybridmoe.experts.stats import ExpertStats
+from hybridmoe.kernels.fused_layer import FUSED_TOKENS
 from hybridmoe.kernels.fused_step import FusedStep, StepResults
 from hybridmoe.kernels.ops import gather_rows
 from hybridmoe.kernels.paged_mla import BlockTables, KvPages, Span
@@ -35,6 +36,7 @@ from hybridmoe.model.weights import Weights, routed_experts
 __all__ = ["Decoder", "StateObserver"]
 
 StateObserver = Callable[[int, Tensor], None]
+_BRIEF_BYTES = 1 << 30  # of a file, all of which any memory gives within a second
 
 
 class Decoder:
@@ -150,12 +152,15 @@ class Decoder:
 
         token_ids: of all sequences, in the vocabulary. spans: their sequences and positions; the KV
         cache of all earlier positions must be filled. pages: of each layer. trace: receives the
-        routing of each MoE layer. on_layer: called after each layer, except of a CUDA graph.
+        routing of each MoE layer. on_layer: called after each layer, except of a CUDA graph and of
+        few tokens of a small file, which take less than a second.
         before: (S, H), final states before each sequence's tokens, for the MTP layer; None =
         unknown, zeros. States are on the head's device, routing on its layer's.
         Errors: DiskError, DeviceError.
         """
         first = self._stages[0].device
+        if len(token_ids) <= FUSED_TOKENS and self._file.num_bytes <= _BRIEF_BYTES:
+            on_layer = None  # so that all layers may be one native call
         with torch_threads(1), first.active(), self.guard.watch(len(token_ids)):
             ids = torch.tensor(token_ids, dtype=torch.int64)
             outputs = Outputs(gather_rows(self._embedding, ids), None)

@@ -15,6 +15,7 @@ from hybridmoe.engine.kv_cache import KvCache
 from hybridmoe.errors import ShapeError
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.kernels import fused_layer, ops
+from hybridmoe.kernels.fused_layer import FUSED_TOKENS
 from hybridmoe.kernels.fused_step import FusedStep
 from hybridmoe.kernels.matrix import QuantMatrix
 from hybridmoe.kernels.paged_mla import BlockTables, KvPages, Span
@@ -24,7 +25,7 @@ from hybridmoe.model.weights import Weights
 from hybridmoe.planning.kv_plan import plan_kv
 
 # Steps of two sequences: prompts, then few tokens of each.
-STEPS = ((20, 9), (1, 1), (3, 2), (1, 0), (PREFILL_TOKENS, 0), (1, 1))
+STEPS = ((40, 30), (1, 1), (3, 2), (1, 0), (PREFILL_TOKENS, 0), (29, FUSED_TOKENS - 29), (1, 1))
 
 
 @pytest.fixture
@@ -117,6 +118,29 @@ def test_observed_layers_leave_python_the_states(calls: list[str], tmp_path: Pat
         assert set(calls) == {"attention"}
         assert torch.equal(model.forward([1, 2, 3], spans, cache.layers), seen)
         assert calls[-1] == "layers"
+
+
+def test_few_tokens_of_a_small_file_report_no_layers(
+    calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.gguf"
+    write_tiny(path)
+    with GGUFFile.open(path) as file:
+        config = ModelConfig.from_metadata(file.metadata)
+        cache = KvCache(config, plan_kv(config, EngineConfig(context_tokens=128), 0))
+        model, told = Decoder(Weights(file), config), list[int]()
+
+        def step(num_tokens: int) -> list[int]:
+            told.clear()
+            ids, span = [1] * num_tokens, Span(num_tokens, 0, [0, 1])
+            model.forward(ids, [span], cache.layers, None, told.append)
+            return told
+
+        assert not step(FUSED_TOKENS) and calls == ["layers"]
+        every_layer = list(range(1, config.num_layers + 1))
+        assert step(FUSED_TOKENS + 1) == every_layer
+        monkeypatch.setattr("hybridmoe.model.decoder._BRIEF_BYTES", 0)
+        assert step(3) == every_layer and calls.count("layers") == 1
 
 
 def test_a_whole_step_has_the_bits_of_its_parts(restore_threads: None, tmp_path: Path) -> None:
