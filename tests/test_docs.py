@@ -51,6 +51,8 @@ FOREIGN = {
     "--max-restarts",
 }  # pip's, mypy's, vLLM's, lm_eval's, docker's, llm's, Cline's, Continue's, torchrun's
 OTHER_PROGRAMS = ROOT / "docs" / "coming-from.md"  # its tables begin with their options
+MAX_LINE = 170
+BLOCK_OF_CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 FIRST_CELL = re.compile(r"^\|[^|]*\|", re.MULTILINE)
 
 
@@ -78,6 +80,19 @@ def test_options_exist(page: Path) -> None:
     if page == OTHER_PROGRAMS:
         text = FIRST_CELL.sub("|", text)
     assert set(OPTION.findall(text)) - known == set()
+
+
+def lines_of_text(page: Path) -> list[str]:
+    """Lines of a page but for tables and blocks of code, which cannot be wrapped."""
+    text = BLOCK_OF_CODE.sub("", page.read_text(encoding="utf-8"))
+    return [line for line in text.splitlines() if not line.startswith("|")]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page != HISTORY], ids=lambda page: page.name
+)
+def test_lines_are_not_too_long_to_compare(page: Path) -> None:
+    assert [line for line in lines_of_text(page) if len(line) > MAX_LINE] == []
 
 
 def test_the_page_of_the_benchmarks_has_every_one() -> None:

@@ -108,6 +108,12 @@ def test_every_module_has_a_docstring_and_a_bearable_length() -> None:
         assert text.count("\n") <= 400, f"{path.name} is two things"
 
 
+@pytest.mark.parametrize("folder", ["tests", "bench", ".ci"])
+def test_files_beside_the_package_have_a_bearable_length(folder: str) -> None:
+    paths = (ROOT.parent / folder).rglob("*.py")
+    assert [path.name for path in paths if path.read_text().count("\n") > 400] == []
+
+
 def test_modules_form_no_cycle() -> None:
     """Imports for type checkers alone, and late ones, do not count: they run nothing at import."""
     names = {_name(path).removesuffix(".__init__"): path for path in MODULES}
