@@ -226,7 +226,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if state["debug"]:
             traceback.print_exc()
         elif isinstance(error, HybridMoeError | OSError | click.ClickException):
-            _say(error.format_message() if isinstance(error, click.ClickException) else str(error))
+            _say(_line(error))
         else:
             _say(f"internal error: {type(error).__name__}: {error} (--debug shows where)")
         return EXIT_FAILED
@@ -238,6 +238,14 @@ def _drop_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, OSError) and error.strerror:  # without "[Errno 28]"
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _say(message: str) -> None:

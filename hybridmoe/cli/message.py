@@ -1,5 +1,7 @@
 """Message and model that a command line of `chat` means, and the text files that go with it."""
 
+import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -44,13 +46,23 @@ def model_and_message(
 
 
 def read_text(file: BinaryIO, name: str) -> str:
-    """Read a text. Errors: ConfigError if it is too long, or no text."""
+    """Read a text. Errors: ConfigError if it is too long, or no text.
+
+    Of UTF-8, or UTF-16 that says so; a line on standard error tells of bytes that are neither.
+    """
     data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise ConfigError(f"{name}: larger than {_MAX_BYTES >> 20} MiB")
-    if b"\0" in data:
+    encoding = "utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
+    text = data.decode(encoding, "replace")
+    if "\0" in text:
         raise ConfigError(f"{name}: not a text file")
-    return data.decode("utf-8-sig", "replace").rstrip("\r\n")
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError:
+        say = "not UTF-8 throughout; the model sees \ufffd for other bytes"
+        print(f"hybridmoe: {name}: {say}", file=sys.stderr, flush=True)
+    return text.rstrip("\r\n")
 
 
 def with_texts(message: str, texts: Sequence[tuple[str, str]]) -> str:

@@ -181,7 +181,8 @@ def test_wrong_use_is_one_line_and_code_2(
     ("error", "line"),
     [
         (GGUFError("x.gguf: broken\n here"), "x.gguf: broken here"),
-        (FileNotFoundError(2, "No such file", "y"), "[Errno 2] No such file: 'y'"),
+        (FileNotFoundError(2, "No such file", "y"), "y: No such file"),
+        (OSError(28, "No space left on device"), "No space left on device"),
         (ZeroDivisionError("oops"), "internal error: ZeroDivisionError: oops (--debug"),
     ],
 )
@@ -397,3 +398,19 @@ def test_running_the_package_is_the_command(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("hybridmoe: error: none.gguf") and done.stderr.count("\n") == 1
+
+
+def test_texts_of_other_encodings() -> None:
+    def said(data: bytes) -> "tuple[int, str, str]":
+        done = subprocess.run(
+            [*FAKE, "chat"], input=data, capture_output=True, env=fake_llm.environment()
+        )
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    assert said("Grüße".encode("utf-16")) == (0, "you said Grüße\n", "")
+    assert said("Gr\ufffd".encode()) == (0, "you said Gr\ufffd\n", "")
+    code, out, err = said("Grüße".encode("latin-1"))
+    assert (code, out) == (0, "you said Gr\ufffd\ufffde\n")
+    assert err.startswith("hybridmoe: standard input: not UTF-8 throughout;")
+    code, out, err = said(b"a\0b")
+    assert (code, err) == (1, "hybridmoe: error: standard input: not a text file\n")

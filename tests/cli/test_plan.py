@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType as Q
 from k2_header import write_k2
 from tiny_gguf import write_tiny
 
+from hybridmoe.cli import plan_verdict
 from hybridmoe.cli.app import main
 from hybridmoe.cli.plan import plan_command
 from hybridmoe.cli.plan_run import verdict_of
@@ -370,3 +371,17 @@ def test_an_unknown_name_is_answered_with_those_that_are_known(
     capsys: pytest.CaptureFixture[str], name: str, words: str
 ) -> None:
     assert words in refusal(capsys, name)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [
+        (0.42, "0.42 s"),
+        (9.94, "9.9 s"),
+        (119.4, "119 s"),
+        (779.8, "13 min 0 s"),
+        (780.6, "13 min 1 s"),
+    ],
+)
+def test_times_of_the_verdict_have_no_sixtieth_second(seconds: float, written: str) -> None:
+    assert plan_verdict._time(seconds) == written
