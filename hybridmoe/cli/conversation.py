@@ -88,6 +88,8 @@ class Conversation:
                     raise
             if talk is not None and (num_tokens := self._keep_kv(talk, loading)):
                 screen.note(f"(kept for --continue, with a KV cache of {num_tokens} tokens)")
+            if self._last.failure:
+                screen.note(f"(not kept for --continue: {self._last.failure})")
 
     def _wait(self, opening: Opening, keyboard: Keyboard) -> Talk:
         with keyboard.held():

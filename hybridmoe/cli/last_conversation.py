@@ -38,6 +38,7 @@ class LastConversation:
         self._path = _path()
         self._is_kv_stale = not is_continued
         self._has_grown = False
+        self.failure = ""  # why the latest messages are not kept
 
     @property
     def _kv_path(self) -> Path | None:
@@ -54,11 +55,14 @@ class LastConversation:
         """Replace the conversation; a full disk is no reason to end one."""
         if self._path is not None and self._kv_path is not None and session.messages:
             self._has_grown = True
-            with suppress(OSError):
+            try:
                 if self._is_kv_stale:
                     self._kv_path.unlink(missing_ok=True)
                     self._is_kv_stale = False
                 session.save(self._path)
+                self.failure = ""
+            except OSError as error:
+                self.failure = error.strerror or str(error)
 
     def save_kv(self, save: Callable[[Path], int]) -> int:
         """Write the KV cache if the conversation has grown. Returns its tokens, 0 = none."""

@@ -1,6 +1,7 @@
 """Prompt of the chat: keys, completion, history and long pastes, by prompt_toolkit."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,7 +174,8 @@ def _history(pastes: Pastes, folder: Path | None) -> "History":
 
         def store_string(self, string: str) -> None:
             if not pastes.has_placeholder(string):
-                super().store_string(string)
+                with suppress(OSError):  # a full disk: prompt_toolkit would show a traceback
+                    super().store_string(string)
 
     if folder is None:
         return InMemoryHistory()

@@ -11,11 +11,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from hybridmoe.serve.errors import ApiError, error_body
+from hybridmoe.serve.json_response import encode_json
 
 __all__ = ["Connection", "WarningRateLimit"]
 
 _PERIOD_S = 60.0
+_NO_REQUEST = "this is not an HTTP/1.1 request that can be read (https is not spoken here)"
 
 
 class Connection(H11Protocol):
@@ -86,6 +91,23 @@ class Connection(H11Protocol):
         """Stop the client's timer: it has read."""
         self._forget_read()
         super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request, in OpenAI's form."""
+        body = encode_json(error_body(ApiError(400, _NO_REQUEST), ""))
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+        }
+        response = h11.Response(status_code=400, headers=[*headers.items()], reason="Bad Request")
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Not uvicorn's, which says what to install."""
+        self.logger.warning("a client has asked for a WebSocket, which this server has not")
 
     def close_idle(self) -> None:
         """Close the connection, unless a request has arrived meanwhile."""

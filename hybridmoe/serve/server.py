@@ -36,16 +36,14 @@ class Server(uvicorn.Server):
         self,
         service: Service,
         log_request: Callable[[Mapping[str, Any]], None] | None = None,
-        *,
-        is_logging_ready: bool = False,
     ) -> None:
         """log_request: gets the fields of each request's line in the log; None: no lines.
 
-        is_logging_ready: loggers are left as they are.
+        Loggers are left as they are.
         """
         config = uvicorn.Config(
             create_app(service, log_request),
-            log_config=None if is_logging_ready else uvicorn.config.LOGGING_CONFIG,
+            log_config=None,
             http=Connection,
             loop="asyncio",  # not uvloop where another package brought it: the limits are for this
             limit_concurrency=max_connections(),

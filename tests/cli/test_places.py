@@ -55,6 +55,13 @@ def test_without_a_home_history_is_kept_in_memory(monkeypatch: pytest.MonkeyPatc
     assert isinstance(_history(Pastes(), state_folder()), InMemoryHistory)
 
 
+def test_a_history_on_a_full_disk_is_no_error(tmp_path: Path) -> None:
+    history = _history(Pastes(), tmp_path)
+    (tmp_path / "history").unlink()
+    (tmp_path / "history").symlink_to("/dev/full")
+    history.store_string("a message")
+
+
 def test_a_path_that_is_not_utf8(tmp_path: Path) -> None:
     model = tmp_path / os.fsdecode(b"bad\xff.gguf")
     model.symlink_to(demo_path())

@@ -332,6 +332,21 @@ print([m for m in ("torch", "jinja2", "rich", "hybridmoe._C") if m in sys.module
     assert done.stdout == "[]\n", done.stderr
 
 
+def test_a_conversation_that_cannot_be_kept_is_told_of_at_the_end(tmp_path: Path) -> None:
+    state = tmp_path / "hybridmoe"
+    state.mkdir(mode=0o700)
+    (state / "last_conversation.json").mkdir()  # cannot be replaced by a file
+    terminal = Terminal(tmp_path)
+    terminal.prompt()
+    terminal.type("hi" + ENTER)
+    terminal.expect("you said hi")
+    terminal.prompt()
+    terminal.type(CONTROL_D)
+    terminal.expect(r"\(not kept for --continue: Is a directory\)")
+    assert terminal.end() == 0
+    assert "Traceback" not in terminal.child.before
+
+
 def test_a_history_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "hybridmoe").write_text("a file where the folder should be")
     terminal = Terminal(tmp_path)

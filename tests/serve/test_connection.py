@@ -148,11 +148,26 @@ def test_malformed_requests_make_one_line(
     for _ in range(5):
         with connect(server) as link:
             link.sendall(b"\x16\x03\x01\r\n\r\n")
-            assert rest_of(link).startswith(b"HTTP/1.1 400")
+            head, _, body = rest_of(link).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400")
+            assert json.loads(body)["error"]["type"] == "invalid_request_error"
     with httpx2.Client(base_url=server.url, timeout=HANG_S) as http:
         assert http.get("/health").status_code == 200
     lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.error"]
     assert lines == ["Invalid HTTP request received."]
+
+
+def test_a_wish_for_a_websocket_is_one_line_of_ours(
+    server: LiveServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server_module.warning_limit.reset()
+    for _ in range(3):
+        with connect(server) as link:
+            upgrade = b"Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            link.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + upgrade + b"\r\n")
+            assert head_of(link) == b"HTTP/1.1 200 OK"
+    lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.error"]
+    assert lines == ["a client has asked for a WebSocket, which this server has not"]
 
 
 def test_clients_who_are_gone_make_one_line(
