@@ -32,7 +32,7 @@ ALL_EXTRAS = ("test", "dev", "train", "bench")
 MIN_PYTHON = (3, 11)
 MIN_COMPILER = {"gcc": 12, "clang": 14}  # C++20 with the AMX intrinsics
 NEEDED_GB = {"chat": 2.0, "all": 5.0}
-SIZES = {"chat": "0.3 GB to download, 0.9 GB on disk", "all": "1.1 GB to download, 3.4 GB on disk"}
+SIZES = {"chat": "0.3 GB to download, 1.1 GB on disk", "all": "1.1 GB to download, 3.4 GB on disk"}
 # PyPI's torch for Linux has CUDA, some 3 GB more. PyTorch's own index has the build without.
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 STAMP = VENV / ".packages"  # digest of the requirements that were installed
