@@ -178,6 +178,7 @@ def serve_command(model: Path | None, host: str, port: int, **options: Any) -> N
     server = Server(
         Service(config, models, PrefixLog(log.say) if options["log_prefix"] else None),
         None if log.is_quiet else log.request,
+        is_logging_ready=True,
     )
     ender = _Ender(server, options["drain_s"])
     with listening(host, port, mode) as listener:

@@ -36,14 +36,16 @@ class Server(uvicorn.Server):
         self,
         service: Service,
         log_request: Callable[[Mapping[str, Any]], None] | None = None,
+        *,
+        is_logging_ready: bool = False,
     ) -> None:
         """log_request: gets the fields of each request's line in the log; None: no lines.
 
-        Loggers are left as they are.
+        is_logging_ready: loggers are left as they are.
         """
         config = uvicorn.Config(
             create_app(service, log_request),
-            log_config=None,
+            log_config=None if is_logging_ready else uvicorn.config.LOGGING_CONFIG,
             http=Connection,
             loop="asyncio",  # not uvloop where another package brought it: the limits are for this
             limit_concurrency=max_connections(),
