@@ -398,19 +398,3 @@ def test_running_the_package_is_the_command(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("hybridmoe: error: none.gguf") and done.stderr.count("\n") == 1
-
-
-def test_texts_of_other_encodings() -> None:
-    def said(data: bytes) -> "tuple[int, str, str]":
-        done = subprocess.run(
-            [*FAKE, "chat"], input=data, capture_output=True, env=fake_llm.environment()
-        )
-        return done.returncode, done.stdout.decode(), done.stderr.decode()
-
-    assert said("Grüße".encode("utf-16")) == (0, "you said Grüße\n", "")
-    assert said("Gr\ufffd".encode()) == (0, "you said Gr\ufffd\n", "")
-    code, out, err = said("Grüße".encode("latin-1"))
-    assert (code, out) == (0, "you said Gr\ufffd\ufffde\n")
-    assert err.startswith("hybridmoe: standard input: not UTF-8 throughout;")
-    code, out, err = said(b"a\0b")
-    assert (code, err) == (1, "hybridmoe: error: standard input: not a text file\n")

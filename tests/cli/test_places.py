@@ -104,3 +104,22 @@ def test_a_model_used_after_a_fork_says_so() -> None:
         assert len(said) == 2
         assert all("before this process was forked" in line for line in said)
         assert np.array_equal(llm.logits([1, 2]), logits)  # the parent's model goes on
+
+
+def test_texts_of_other_encodings() -> None:
+    def said(data: bytes) -> "tuple[int, str, str]":
+        done = subprocess.run(
+            [sys.executable, fake_llm.__file__, "chat"],
+            input=data,
+            capture_output=True,
+            env=fake_llm.environment(),
+        )
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    assert said("Grüße".encode("utf-16")) == (0, "you said Grüße\n", "")
+    assert said("Gr\ufffd".encode()) == (0, "you said Gr\ufffd\n", "")
+    code, out, err = said("Grüße".encode("latin-1"))
+    assert (code, out) == (0, "you said Gr\ufffd\ufffde\n")
+    assert err.startswith("hybridmoe: standard input: not UTF-8 throughout;")
+    code, out, err = said(b"a\0b")
+    assert (code, err) == (1, "hybridmoe: error: standard input: not a text file\n")
