@@ -59,9 +59,10 @@ _UNCHECKED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("untimed", deadline=None, suppress_health_check=_UNCHECKED)
 settings.load_profile("untimed")
 
-# A runner in the background ignores SIGINT, and its children would inherit that: the tests of
-# Ctrl-C need the default.
+# A runner in the background ignores SIGINT, one below nohup SIGHUP, and its children would inherit
+# that: the tests of Ctrl-C and of closed windows need the defaults.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _NUMBERS = itertools.count()
 

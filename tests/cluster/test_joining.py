@@ -17,7 +17,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from ranks import SHARES, WorkerThread, meet, pooled, start_worker
 from tiny_gguf import write_tiny
-from waiting import eventually
+from waiting import HANG_S, eventually
 
 import hybridmoe
 from hybridmoe.cli.progress_bar import ProgressBar
@@ -241,7 +241,7 @@ def test_a_worker_ends_by_a_signal_at_once(
         assert line == f"hybridmoe: waiting for rank 0 at {place}\n"
         process = psutil.Process(worker.pid)
         (process.children()[0] if before else process).send_signal(number)
-        assert worker.communicate() == (None, "")
+        assert worker.communicate(timeout=HANG_S) == (None, "")
         assert worker.returncode == (128 + number if before else -number)
 
 
