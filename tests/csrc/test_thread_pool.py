@@ -27,10 +27,15 @@ def two_threads() -> object:
     ops.set_num_threads(before)
 
 
-def worker_cpus() -> dict[str, set[int]]:
-    """Return the CPUs that each live worker of this process may run on, by its name."""
+def tasks() -> set[Path]:
+    """Threads of this process; libraries of other tests may have pools of their own."""
+    return set(Path("/proc/self/task").iterdir())
+
+
+def worker_cpus(others: set[Path]) -> dict[str, set[int]]:
+    """Return the CPUs that each live worker besides `others` may run on, by its name."""
     result = {}
-    for task in Path("/proc/self/task").iterdir():
+    for task in tasks() - others:
         name = (task / "comm").read_text().strip()
         if name.startswith("hybridmoe-"):
             result[name] = os.sched_getaffinity(int(task.name))
@@ -42,7 +47,7 @@ def test_workers_are_bound_to_their_cores_and_the_caller_is_not(
     nodes: int, pin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HYBRIDMOE_PIN", pin)
-    before = os.sched_getaffinity(0)
+    before, others = os.sched_getaffinity(0), tasks()
     with topology.simulated(nodes):
         cores = [core for node in topology.current().nodes for core in node.cores]
         if len(cores) == 1:
@@ -52,7 +57,7 @@ def test_workers_are_bound_to_their_cores_and_the_caller_is_not(
         ops.linear(X, W)
         sets = [set(core) if pin == "1" else before for core in cores]
         want = {f"hybridmoe-{i}": cpus for i, cpus in enumerate(sets)}
-        eventually(lambda: worker_cpus() == want)  # one that has not run yet is not bound yet
+        eventually(lambda: worker_cpus(others) == want)  # one that has not run yet is not bound yet
     assert os.sched_getaffinity(0) == before
 
 
