@@ -4,21 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from ranks import hello
 
 from hybridmoe.cluster.agreement import Hello, Identity, Secret, Session, Terms
 from hybridmoe.errors import ClusterError
 
 SESSION = Session(Secret(b"secret"), 1, b"a" * 16, b"b" * 16)
-HELLO = Hello(
-    protocol=1,
-    version="1.0",
-    num_ranks=2,
-    file="f" * 64,
-    model="m" * 64,
-    host="b",
-    ram_bytes=1 << 38,
-    read_gbs=80.0,
-)
+HELLO = hello()
 TERMS = Terms(shares=((0, 3), (3, 8)), max_tokens=64, runs_mtp=True)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ranks import hello
 
 from hybridmoe.cluster import channel as channel_module
 from hybridmoe.cluster.agreement import Hello, Secret, Terms
@@ -25,16 +26,7 @@ from hybridmoe.cluster.channel import (
 from hybridmoe.errors import ClusterError
 
 SECRET = Secret(b"the secret of this cluster")
-HELLO = Hello(
-    protocol=1,
-    version="1",
-    num_ranks=4,
-    file="f",
-    model="m",
-    host="b",
-    ram_bytes=1 << 38,
-    read_gbs=80.0,
-)
+HELLO = hello(num_ranks=4)
 
 
 def greet(theirs: Secret = SECRET) -> tuple[Any, Any]:

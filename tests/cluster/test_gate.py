@@ -10,27 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ranks import free_port
+from ranks import free_port, hello
 from waiting import eventually
 
 from hybridmoe.cluster import channel as channel_module
 from hybridmoe.cluster import gate as gate_module
-from hybridmoe.cluster.agreement import Hello, Secret
+from hybridmoe.cluster.agreement import Secret
 from hybridmoe.cluster.channel import Visit, show_up
 from hybridmoe.cluster.gate import Gate
 from hybridmoe.cluster.rendezvous import MeetingPlace
 
 SECRET = Secret(b"the secret of this cluster")
-HELLO = Hello(
-    protocol=1,
-    version="1",
-    num_ranks=2,
-    file="f",
-    model="m",
-    host="b",
-    ram_bytes=1 << 38,
-    read_gbs=80.0,
-)
+HELLO = hello()
 FIRST = struct.pack("<8sI16s", b"hmJOIN\r\n", 1, b"x" * 16)
 
 

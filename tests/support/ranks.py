@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 import hybridmoe
+from hybridmoe.cluster.agreement import Hello
 from hybridmoe.cluster.rendezvous import MeetingPlace, find_meeting_place
 from hybridmoe.gguf.reader import GGUFFile
 from hybridmoe.llm.model_config import read_model_config
 from hybridmoe.llm.serve_experts import Worker
 from hybridmoe.placement.options import LoadOptions
 
-__all__ = ["SHARES", "WorkerThread", "free_port", "meet", "pooled", "start_worker"]
+__all__ = ["SHARES", "WorkerThread", "free_port", "hello", "meet", "pooled", "start_worker"]
 
 SHARES = (1.0, 1.0)  # of two equal hosts
 _PORTS = range(20000, 32000)
@@ -33,6 +34,20 @@ def free_port() -> int:
         port = secrets.choice(_PORTS)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
+
+
+def hello(num_ranks: int = 2) -> Hello:
+    """Make what a worker of some cluster says of itself."""
+    return Hello(
+        protocol=1,
+        version="1.0",
+        num_ranks=num_ranks,
+        file="f" * 64,
+        model="m" * 64,
+        host="b",
+        ram_bytes=1 << 38,
+        read_gbs=80.0,
+    )
 
 
 def meet(patch: pytest.MonkeyPatch, num_ranks: int, key: Path | None = None) -> MeetingPlace:
